@@ -1,0 +1,177 @@
+"""What holds for every annotator: the registry, pictures in and out, parameters, refusals."""
+
+import re
+from dataclasses import FrozenInstanceError
+
+import numpy as np
+import pytest
+
+from controlnet_pack import annotators
+from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, annotate
+
+
+@pytest.fixture(params=ANNOTATORS)
+def annotator(request):
+    return ANNOTATORS[request.param]
+
+
+def picture(*shape: int) -> np.ndarray:
+    """Noise: every annotator finds something in it."""
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def assert_refused(sentence: str, image=None, name="canny", **params) -> None:
+    with pytest.raises(AnnotatorError, match=f"^{re.escape(sentence)}$"):
+        annotate(name, picture(8, 8, 3) if image is None else image, **params)
+
+
+def test_public_names_exist():
+    for name in annotators.__all__:
+        assert hasattr(annotators, name)
+
+
+def test_record(annotator):
+    assert ANNOTATORS[annotator.name] is getattr(annotators, annotator.name) is annotator
+    assert annotator.title
+    assert annotator.description.endswith(".")
+    for param in annotator.params.values():
+        assert param.min <= param.default <= param.max
+        assert param.help
+
+
+def test_record_is_frozen(annotator):
+    with pytest.raises(FrozenInstanceError):
+        annotator.name = "other"
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (2, 2), (33, 47), (64, 64)])
+def test_any_size(annotator, height, width):
+    hint = annotator(picture(height, width, 3))
+    assert hint.shape == (height, width, 3)
+    assert hint.dtype == np.uint8
+
+
+def test_batch_is_its_pictures_one_by_one(annotator):
+    batch = picture(3, 17, 20, 3)
+    assert np.array_equal(annotator(batch), [annotator(frame) for frame in batch])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_is_the_same_picture_as_uint8(annotator, dtype):
+    image = picture(16, 16, 4)
+    assert np.array_equal(annotator(image.astype(dtype) / dtype(255)), annotator(image))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 1)])
+def test_grey_is_three_equal_channels(annotator, shape):
+    grey = picture(16, 16)
+    rgb = np.stack([grey] * 3, axis=-1)
+    assert np.array_equal(annotator(grey.reshape(shape)), annotator(rgb))
+
+
+def test_opaque_rgba_is_rgb(annotator):
+    rgba = picture(16, 16, 4)
+    rgba[..., 3] = 255
+    assert np.array_equal(annotator(rgba), annotator(rgba[..., :3]))
+
+
+def test_any_memory_layout(annotator):
+    image = picture(16, 16, 4)[::-1, ::2, 2::-1]
+    assert np.array_equal(annotator(image), annotator(np.ascontiguousarray(image)))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_input_is_left_alone(annotator, channels):
+    image = picture(2, 16, 16, channels)
+    image.flags.writeable = False
+    before = image.copy()
+    hint = annotator(image)
+    assert np.array_equal(image, before)
+    assert not np.shares_memory(hint, image)
+
+
+def test_same_hint_every_time(annotator):
+    image = picture(32, 32, 3)
+    assert np.array_equal(annotator(image), annotator(image))
+
+
+@pytest.mark.parametrize("end", ["min", "max"])
+def test_ends_of_every_range(annotator, end):
+    ends = {name: getattr(param, end) for name, param in annotator.params.items()}
+    assert annotator(picture(16, 16, 3), **ends).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(("end", "step"), [("min", -1), ("max", 1)])
+def test_beyond_every_range(annotator, end, step):
+    for name, param in annotator.params.items():
+        value = getattr(param, end) + step
+        assert_refused(
+            f"{name} is {value}, but it has to be from {param.min} to {param.max}.",
+            name=annotator.name,
+            **{name: value},
+        )
+
+
+@pytest.mark.parametrize("value", [99.5, True, "100", None])
+def test_parameter_of_another_kind(value):
+    assert_refused(
+        f"low_threshold is {value!r}, but it has to be a whole number.", low_threshold=value
+    )
+
+
+def test_unknown_parameter():
+    assert_refused(
+        "canny has no parameter 'threshold'. It has: low_threshold, high_threshold.", threshold=1
+    )
+
+
+def test_unknown_annotator():
+    names = ", ".join(ANNOTATORS)
+    assert_refused(
+        f"There is no annotator 'cany'; did you mean 'canny'? The annotators are: {names}.",
+        name="cany",
+    )
+    assert_refused(f"There is no annotator 'xyz'. The annotators are: {names}.", name="xyz")
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (8, 8, 2), (8, 8, 5), (2, 8, 8), (1, 2, 8, 8, 3)])
+def test_shape_of_no_picture(shape):
+    assert_refused(
+        f"The picture has the shape {shape}, but it has to be (height, width, channels) "
+        "or (pictures, height, width, channels), with 1, 3 or 4 channels last.",
+        np.zeros(shape, np.uint8),
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (0, 8, 8, 3)])
+def test_empty_picture(shape):
+    assert_refused(
+        f"The picture has the shape {shape}: there is nothing in it.", np.zeros(shape, np.uint8)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int64, np.uint16, np.complex64])
+def test_values_of_another_type(dtype):
+    assert_refused(
+        f"The picture's values are {np.dtype(dtype)}; convert them to uint8 (0 to 255) "
+        "or to floats from 0 to 1.",
+        np.zeros((8, 8, 3), dtype),
+    )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_a_number(value):
+    image = np.zeros((8, 8, 3), np.float32)
+    image[3, 4, 1] = value
+    assert_refused(
+        "The picture holds NaN or infinity: something before this step has failed.", image
+    )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (-1, 1)])
+def test_floats_outside_the_range(low, high):
+    assert_refused(
+        f"The picture's floats go from {low} to {high}, but they have to be from 0 to 1: "
+        "divide by 255, or convert to uint8.",
+        np.linspace(low, high, 192, dtype=np.float32).reshape(8, 8, 3),
+    )

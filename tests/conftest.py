@@ -1,0 +1,32 @@
+"""Loads the pack as the host does, under a name of its own, and seeds every test."""
+
+import random
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACK = "controlnet_pack"
+
+
+def _load_pack() -> None:
+    spec = spec_from_file_location(
+        PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    sys.modules[PACK] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[PACK])
+
+
+_load_pack()
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same random numbers in every run, whichever tests run before."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
