@@ -1,0 +1,45 @@
+# make demo       a picture, its hint, and what the embedded model makes of both
+# make test       the checks and the tests; on a CPU, without the host, in minutes
+# make check      ruff and mypy
+# make test-full  with the slow tests: full widths, full fuzz counts
+# make test-cuda  the CUDA tests, in the Python at hand: torch, safetensors, einops, numpy, pytest
+# make test-host  the tests against the ComfyUI in COMFYUI_PATH
+# make clean      removes what the others made
+#
+# PYTHON=python3.12 picks the Python (3.11 or newer), CUDA=1 PyTorch's CUDA build.
+
+PYTHON ?= python3
+VENV := .venv$(if $(CUDA),-cuda)
+RUN := $(VENV)/bin/python
+LOCKS := tests/requirements
+
+.PHONY: demo test check test-full test-cuda test-host clean
+.NOTPARALLEL:
+
+demo: $(VENV)/demo.stamp
+	$(RUN) -m cldm_core demo
+
+test: check
+	$(RUN) -m pytest
+
+check: $(VENV)/test.stamp
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+test-full: check
+	$(RUN) -m pytest -m ""
+
+# On a machine of strangers: no plugin of theirs is loaded, and no warning of their torch is an error.
+test-cuda:
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PYTHON) -m pytest tests/cuda -m "" -W default -p no:cacheprovider
+
+test-host: $(VENV)/test.stamp
+	$(RUN) -m pytest tests/host -m host
+
+$(VENV)/%.stamp: $(LOCKS)/%.txt $(LOCKS)/demo.txt scripts/install.py
+	$(PYTHON) scripts/install.py $(VENV) $< $(if $(CUDA),--cuda)
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-cuda .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist output

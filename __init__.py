@@ -1,0 +1,23 @@
+"""ControlNet for ComfyUI, whole. The host calls `comfy_entrypoint` to get the nodes.
+
+Nothing else is imported before that call, so that the pack can be imported without the host.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .nodes import Extension
+
+
+async def comfy_entrypoint() -> Extension:
+    """The extension with all nodes of the pack."""
+    try:
+        from .nodes import Extension
+    except Exception:
+        # The host tells of a failing entry point in one line, without the traceback.
+        logging.getLogger("controlnet_cldm").exception("The nodes of ComfyUI-CLDM did not load.")
+        raise
+    return Extension()

@@ -1,0 +1,85 @@
+"""What each room of the pack may know and do, read from its source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "seconohe",
+    "server",
+}
+# Imports run one way: __init__ -> nodes -> {cldm_core, annotators} -> third party.
+MAY_NOT_IMPORT = {
+    "cldm_core": HOST | {"annotators", "nodes", "scripts", "tests"},
+    "annotators": HOST | {"cldm_core", "nodes", "scripts", "tests", "torch"},
+    "nodes": {"accelerate", "cv2", "diffusers", "scripts", "tests"},
+}
+LINES_AT_MOST = 400
+
+SOURCES = [path for room in MAY_NOT_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path: Path, nodes: list[ast.stmt] | None = None) -> set[str]:
+    """The rooms and packages that a file imports, relative imports resolved from the root."""
+    package = path.relative_to(ROOT).parent.parts
+    found = set()
+    for node in nodes or ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*above, *([node.module] if node.module else [])]
+            found |= {".".join([*base, alias.name]) for alias in node.names}
+    return {name.partition(".")[0] for name in found}
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def keywords(call: ast.Call) -> dict[str, object]:
+    """The keyword arguments of a call that are literals."""
+    return {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
+
+
+@pytest.fixture(params=SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def source(request) -> Path:
+    return request.param
+
+
+def test_knows_no_room_above_it(source):
+    room = source.relative_to(ROOT).parts[0]
+    assert not imported(source) & MAY_NOT_IMPORT[room]
+
+
+def test_root_imports_the_nodes_only_when_asked():
+    root = ROOT / "__init__.py"
+    at_once = imported(root, parse(root).body)
+    assert at_once == {"__future__", "logging", "typing"}
+    assert imported(root) - at_once == {"nodes"}
+
+
+def test_loads_only_tensors_and_all_of_them(source):
+    for call in ast.walk(parse(source)):
+        if isinstance(call, ast.Call):
+            if ast.unparse(call.func) == "torch.load":
+                assert keywords(call).get("weights_only") is True, ast.unparse(call)
+            if ast.unparse(call.func).endswith("load_state_dict"):
+                assert keywords(call).get("strict") is not False, ast.unparse(call)
+
+
+def test_installs_nothing(source):
+    constants = [node for node in ast.walk(parse(source)) if isinstance(node, ast.Constant)]
+    assert not [constant for constant in constants if constant.value == "pip"]
+
+
+def test_is_one_thing(source):
+    assert len(source.read_text(encoding="utf-8").splitlines()) <= LINES_AT_MOST

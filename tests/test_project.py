@@ -1,0 +1,94 @@
+"""The project's files agree with one another."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ROOT / "tests" / "requirements"
+# Folders of the machine that a file was written on: they exist on no other.
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|tmp|root|home)/\w")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    return tomllib.loads(text("pyproject.toml"))
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    """Normalised names of packages to what follows the name; comments and -r lines left out."""
+    wanted = [line.partition("#")[0].strip() for line in lines if not line.startswith("-r")]
+    pairs = [re.fullmatch(r"([\w.-]+)(.*)", line).groups() for line in wanted if line]
+    return {re.sub(r"[-_.]+", "-", name).lower(): rest for name, rest in pairs}
+
+
+def lock(name: str) -> dict[str, str]:
+    return requirements((LOCKS / name).read_text(encoding="utf-8").splitlines())
+
+
+def test_registry_facts(pyproject):
+    project, comfy = pyproject["project"], pyproject["tool"]["comfy"]
+    assert project["name"] == "controlnet-cldm"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
+    assert project["license"] == "GPL-3.0-or-later"
+    assert project["urls"]["Repository"].startswith("https://")
+    assert comfy["PublisherId"]
+    assert comfy["DisplayName"] == "ComfyUI-CLDM"
+    assert comfy["requires-comfyui"] == ">=0.3.64"
+
+
+def test_licence_is_the_gpl():
+    assert " ".join(text("LICENSE").split()[:6]) == "GNU GENERAL PUBLIC LICENSE Version 3,"
+
+
+def test_requirements_are_the_dependencies(pyproject):
+    dependencies = requirements(pyproject["project"]["dependencies"])
+    assert requirements(text("requirements.txt").splitlines()) == dependencies
+    assert "torch" not in dependencies
+
+
+@pytest.mark.parametrize("name", ["demo.txt", "test.txt"])
+def test_locks_pin_everything(name):
+    assert all(re.fullmatch(r"==[\w.]+", version) for version in lock(name).values())
+
+
+def test_locks_hold_the_extras(pyproject):
+    extras = pyproject["project"]["optional-dependencies"]
+    assert requirements(extras["standalone"]).keys() <= lock("demo.txt").keys()
+    assert requirements(extras["dev"]).keys() <= lock("test.txt").keys()
+    assert not lock("demo.txt").keys() & lock("test.txt").keys()
+
+
+def test_changelog_starts_with_this_version(pyproject):
+    headings = re.findall(r"^## (.+)$", text("CHANGELOG.md"), re.MULTILINE)
+    for heading in headings:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d|Unreleased)", heading)
+    assert headings[0].startswith(f"[{pyproject['project']['version']}]")
+
+
+def test_changelog_uses_the_usual_kinds():
+    kinds = set(re.findall(r"^### (.+)$", text("CHANGELOG.md"), re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_archive_leaves_the_tests_out():
+    assert "tests/" in text(".comfyignore").splitlines()
+
+
+def test_no_file_names_a_path_of_one_machine():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout, so the project's own files can't be listed")
+    for name in filter(None, listed.stdout.split("\0")):
+        content = (ROOT / name).read_bytes()
+        if b"\0" not in content:
+            assert not MACHINE_PATH.findall(content.decode("utf-8")), name
