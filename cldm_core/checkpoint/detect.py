@@ -1,0 +1,140 @@
+"""Configurations read from the keys and shapes of a state dict in the original's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..config import ControlNetConfig, UNetConfig
+from ..errors import CheckpointMismatch
+from .read import StateDict
+
+HEAD_CHANNELS = 64
+SD1_CONTEXT, SD1_HEADS = 768, 8
+
+
+class _Layer(NamedTuple):
+    """One block of an encoder or decoder: its channels and its transformer's depth (0 for none)."""
+
+    channels: int
+    depth: int
+
+
+def unet_config(state: StateDict) -> UNetConfig:
+    """The configuration of a UNet, or of the encoder part of a ControlNet, without a key prefix.
+
+    Number of heads by the rule of the public families: 8 where the text is 768 wide, else 64 channels a head.
+    Raises CheckpointMismatch where the keys don't describe such a net.
+    """
+    first = _shape(state, "input_blocks.0.0.weight")
+    base = first[0]
+    levels, conv_resample = _levels(state)
+    mult = tuple(level[0].channels // base for level in levels)
+    decoder = tuple(layer.depth for layer in _decoder(state, sum(map(len, levels)) + len(levels)))
+    mirrored = tuple(level[-1].depth for level in reversed(levels) for _ in range(len(level) + 1))
+    context_dim = _context_dim(state)
+    heads = SD1_HEADS if context_dim == SD1_CONTEXT else -1
+    config = UNetConfig(
+        model_channels=base,
+        channel_mult=mult,
+        num_res_blocks=tuple(map(len, levels)),
+        transformer_depth=tuple(layer.depth for level in levels for layer in level),
+        transformer_depth_middle=_middle_depth(state),
+        # A ControlNet has no decoder; what its base's must be like is mirrored from the encoder.
+        transformer_depth_output=decoder or mirrored,
+        context_dim=context_dim,
+        in_channels=first[1],
+        out_channels=_shape(state, "out.2.weight")[0] if "out.2.weight" in state else first[1],
+        num_heads=heads,
+        num_head_channels=HEAD_CHANNELS if heads == -1 else -1,
+        use_linear_in_transformer=_use_linear(state),
+        adm_in_channels=_shape(state, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in state else None,
+        use_scale_shift_norm=_scale_shift(state),
+        conv_resample=conv_resample,
+    )
+    _check_heads(state, config)
+    return config
+
+
+def controlnet_config(state: StateDict) -> ControlNetConfig:
+    """The configuration of a ControlNet without a key prefix; pooling can't be told from keys and is taken as off."""
+    return ControlNetConfig(unet_config(state), _shape(state, "input_hint_block.0.weight")[1])
+
+
+def _shape(state: StateDict, key: str) -> tuple[int, ...]:
+    if key not in state:
+        raise CheckpointMismatch(f"The key {key} is missing: these are not the weights of such a net, or not all of them.")
+    return tuple(state[key].shape)
+
+
+def _count(state: StateDict, template: str) -> int:
+    """How many of the keys that `template` names for 0, 1, 2, ... are there."""
+    count = 0
+    while template.format(count) in state:
+        count += 1
+    return count
+
+
+def _layer(state: StateDict, block: str) -> _Layer:
+    channels = _shape(state, f"{block}.0.out_layers.3.weight")[0]
+    return _Layer(channels, _count(state, block + ".1.transformer_blocks.{}.norm1.weight"))
+
+
+def _levels(state: StateDict) -> tuple[list[list[_Layer]], bool]:
+    """The encoder's residual blocks level by level, and whether downsampling has weights."""
+    last = max((int(key.split(".")[1]) for key in state if key.startswith("input_blocks.")), default=0)
+    levels: list[list[_Layer]] = [[]]
+    conv_resample = True
+    for index in range(1, last + 1):
+        block = f"input_blocks.{index}"
+        if f"{block}.0.in_layers.0.weight" in state:
+            levels[-1].append(_layer(state, block))
+        else:
+            # A block without weights is an average pooling.
+            conv_resample = conv_resample and f"{block}.0.op.weight" in state
+            levels.append([])
+    if not all(levels):
+        raise CheckpointMismatch("The input blocks have a level without residual blocks: keys are missing.")
+    return levels, conv_resample
+
+
+def _decoder(state: StateDict, count: int) -> Iterator[_Layer]:
+    if "output_blocks.0.0.in_layers.0.weight" in state:
+        for index in range(count):
+            yield _layer(state, f"output_blocks.{index}")
+
+
+def _middle_depth(state: StateDict) -> int:
+    if "middle_block.1.proj_in.weight" not in state:
+        return -1
+    return _count(state, "middle_block.1.transformer_blocks.{}.norm1.weight")
+
+
+def _first(state: StateDict, ending: str) -> tuple[int, ...] | None:
+    return next((tuple(value.shape) for key, value in state.items() if key.endswith(ending)), None)
+
+
+def _context_dim(state: StateDict) -> int | None:
+    shape = _first(state, ".attn2.to_k.weight")
+    return None if shape is None else shape[1]
+
+
+def _use_linear(state: StateDict) -> bool:
+    shape = _first(state, ".proj_in.weight")
+    return shape is not None and len(shape) == 2
+
+
+def _scale_shift(state: StateDict) -> bool:
+    emb = _shape(state, "input_blocks.1.0.emb_layers.1.weight")[0]
+    return emb == 2 * _shape(state, "input_blocks.1.0.out_layers.3.weight")[0]
+
+
+def _check_heads(state: StateDict, config: UNetConfig) -> None:
+    """Refuses widths that the rule can't divide, rather than guess."""
+    for key, value in state.items():
+        unit = config.num_heads if config.num_heads != -1 else HEAD_CHANNELS
+        if key.endswith(".attn1.to_q.weight") and value.shape[0] % unit:
+            raise CheckpointMismatch(
+                f"The transformers are {value.shape[0]} wide, which is no multiple of {unit}: "
+                "their number of heads can't be told from the keys, so give the configuration."
+            )

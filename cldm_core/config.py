@@ -1,0 +1,276 @@
+"""What a UNet and a ControlNet look like: one frozen record each, with the published families as constants."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from .errors import CldmError
+
+Prediction = Literal["eps", "v"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of a UNet of the latent-diffusion family (openaimodel.py of CompVis/latent-diffusion).
+
+    `transformer_depth` has one number for each residual block of the encoder, `transformer_depth_output` one for each
+    of the decoder; 0 means no transformer there. `transformer_depth_middle` -1 means a middle of one residual block
+    alone. Exactly one of `num_heads` and `num_head_channels` is given, the other is -1.
+    """
+
+    model_channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: tuple[int, ...]
+    transformer_depth: tuple[int, ...]
+    transformer_depth_middle: int
+    transformer_depth_output: tuple[int, ...]
+    context_dim: int | None
+    in_channels: int = 4
+    out_channels: int = 4
+    num_heads: int = -1
+    num_head_channels: int = -1
+    use_linear_in_transformer: bool = False
+    adm_in_channels: int | None = None
+    legacy: bool = False
+    use_scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    conv_resample: bool = True
+    disable_self_attentions: tuple[bool, ...] = ()
+    disable_middle_self_attn: bool = False
+    dropout: float = 0.0
+    prediction: Prediction = "eps"
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        _require(levels > 0, f"channel_mult is {self.channel_mult}, expected at least one level")
+        _require(
+            len(self.num_res_blocks) == levels,
+            f"num_res_blocks has {len(self.num_res_blocks)} entries for {levels} levels of channel_mult",
+        )
+        _require(
+            len(self.transformer_depth) == sum(self.num_res_blocks),
+            f"transformer_depth has {len(self.transformer_depth)} entries for {sum(self.num_res_blocks)} blocks",
+        )
+        decoder = sum(self.num_res_blocks) + levels
+        _require(
+            len(self.transformer_depth_output) == decoder,
+            f"transformer_depth_output has {len(self.transformer_depth_output)} entries for {decoder} blocks",
+        )
+        _require(
+            (self.num_heads == -1) != (self.num_head_channels == -1),
+            f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give one of them",
+        )
+
+    @property
+    def time_embed_dim(self) -> int:
+        return 4 * self.model_channels
+
+    def heads(self, channels: int) -> tuple[int, int]:
+        """(number of heads, channels of a head) of a transformer that is `channels` wide."""
+        if self.num_head_channels == -1:
+            return self.num_heads, channels // self.num_heads
+        heads = channels // self.num_head_channels
+        return heads, channels // heads if self.legacy else self.num_head_channels
+
+    def self_attention_off(self, level: int) -> bool:
+        """True where the first attention of a transformer reads the context too."""
+        return bool(self.disable_self_attentions) and self.disable_self_attentions[level]
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> UNetConfig:
+        """The `params` mapping of a `unet_config` in the original's YAML files, with the original's defaults.
+
+        Raises CldmError where the mapping names something that this family doesn't have.
+        """
+        _check_params(params)
+        mult = tuple(params.get("channel_mult", (1, 2, 4, 8)))
+        blocks = _per_level(params["num_res_blocks"], len(mult), "num_res_blocks")
+        depths = _per_level(params.get("transformer_depth", 1), len(mult), "transformer_depth")
+        attended = _attended(params, mult, depths)
+        limits = params.get("num_attention_blocks") or tuple(count + 1 for count in blocks)
+        encoder = [
+            attended[level] if block < limits[level] else 0
+            for level, count in enumerate(blocks)
+            for block in range(count)
+        ]
+        decoder = [
+            attended[level] if block < limits[level] else 0
+            for level, count in reversed(list(enumerate(blocks)))
+            for block in range(count + 1)
+        ]
+        # An explicit head width wins over a head count, as in the original's constructor.
+        width = params.get("num_head_channels", -1)
+        return cls(
+            model_channels=params["model_channels"],
+            channel_mult=mult,
+            num_res_blocks=blocks,
+            transformer_depth=tuple(encoder),
+            transformer_depth_middle=_middle_depth(params, depths),
+            transformer_depth_output=tuple(decoder),
+            context_dim=_context_dim(params),
+            in_channels=params.get("in_channels", 4),
+            out_channels=params.get("out_channels", 4),
+            num_heads=-1 if width != -1 else params.get("num_heads", -1),
+            num_head_channels=width,
+            use_linear_in_transformer=params.get("use_linear_in_transformer", False),
+            adm_in_channels=params.get("adm_in_channels"),
+            legacy=params.get("legacy", True),
+            use_scale_shift_norm=params.get("use_scale_shift_norm", False),
+            resblock_updown=params.get("resblock_updown", False),
+            conv_resample=params.get("conv_resample", True),
+            disable_self_attentions=tuple(params.get("disable_self_attentions") or ()),
+            disable_middle_self_attn=params.get("disable_middle_self_attn", False),
+            dropout=params.get("dropout", 0.0),
+            prediction=params.get("prediction", "eps"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file's metadata; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
+        """The record that `to_dict` wrote; raises CldmError for names or counts that don't fit."""
+        try:
+            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+        except TypeError as error:
+            raise CldmError(f"This is not the configuration of a UNet: {error}.") from error
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """A ControlNet: the encoder of `unet`, a hint encoder with `hint_channels` inputs, zero convolutions.
+
+    `global_average_pooling`: residuals are averaged over the picture, as the shuffle net of ControlNet 1.1 wants.
+    """
+
+    unet: UNetConfig
+    hint_channels: int = 3
+    global_average_pooling: bool = False
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> ControlNetConfig:
+        """The `params` mapping of a `control_stage_config` in the original's YAML files."""
+        # A ControlNet has no output blocks, so its mapping names no out_channels; the base's are as many as come in.
+        unet = UNetConfig.from_params({"out_channels": params.get("in_channels", 4), **params})
+        return cls(unet, params.get("hint_channels", 3), params.get("global_average_pooling", False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a file's metadata; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ControlNetConfig:
+        """The record that `to_dict` wrote; raises CldmError for names or counts that don't fit."""
+        try:
+            return cls(**{**values, "unet": UNetConfig.from_dict(values["unet"])})
+        except (KeyError, TypeError) as error:
+            raise CldmError(f"This is not the configuration of a ControlNet: {error}.") from error
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise CldmError(f"The UNet's configuration doesn't fit together: {sentence}.")
+
+
+# Parameters of the original's constructor that change nothing here: training details, and sizes read from the input.
+_WITHOUT_EFFECT = frozenset({"image_size", "use_checkpoint", "use_fp16", "use_bf16", "n_embed", "num_heads_upsample"})
+_READ = frozenset(field.name for field in dataclasses.fields(UNetConfig)) | {
+    "attention_resolutions",
+    "dims",
+    "global_average_pooling",
+    "hint_channels",
+    "num_attention_blocks",
+    "num_classes",
+    "spatial_transformer_attn_type",
+    "use_new_attention_order",
+    "use_spatial_transformer",
+}
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    unknown = sorted(set(params) - _READ - _WITHOUT_EFFECT)
+    _require(not unknown, f"unknown parameters {', '.join(unknown)}")
+    missing = [key for key in ("model_channels", "num_res_blocks", "attention_resolutions") if key not in params]
+    _require(not missing, f"missing parameters {', '.join(missing)}")
+    _require(params.get("dims", 2) == 2, f"dims is {params.get('dims')}, only pictures (2) are supported")
+    _require(
+        bool(params.get("use_spatial_transformer")),
+        "use_spatial_transformer is off, and only UNets with text cross-attention take a ControlNet",
+    )
+    classes = params.get("num_classes")
+    _require(
+        classes in (None, "sequential"),
+        f"num_classes is {classes!r}, expected none or 'sequential' with adm_in_channels",
+    )
+    _require(
+        (classes is None) == (params.get("adm_in_channels") is None),
+        f"num_classes is {classes!r} with adm_in_channels {params.get('adm_in_channels')}: give both or none",
+    )
+
+
+def _per_level(value: int | Sequence[int], levels: int, name: str) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * levels
+    _require(len(value) == levels, f"{name} has {len(value)} entries for {levels} levels of channel_mult")
+    return tuple(value)
+
+
+def _attended(params: Mapping[str, Any], mult: Sequence[int], depths: Sequence[int]) -> list[int]:
+    """Transformer depth of each level: 0 where its downsampling factor is not in attention_resolutions."""
+    resolutions = set(params["attention_resolutions"])
+    return [depth if 2**level in resolutions else 0 for level, depth in enumerate(depths)][: len(mult)]
+
+
+def _middle_depth(params: Mapping[str, Any], depths: Sequence[int]) -> int:
+    given = params.get("transformer_depth_middle")
+    return depths[-1] if given is None else int(given)
+
+
+def _context_dim(params: Mapping[str, Any]) -> int:
+    value = params.get("context_dim")
+    # SDXL's YAML files and some others write the width as a list of one.
+    if isinstance(value, Sequence) and len(set(value)) == 1:
+        value = value[0]
+    _require(isinstance(value, int), f"context_dim is {value!r}, expected the width of the text embeddings")
+    return int(value)  # type: ignore[arg-type]
+
+
+def _published(**changes: Any) -> UNetConfig:
+    return UNetConfig.from_params(
+        {
+            "model_channels": 320,
+            "attention_resolutions": (4, 2, 1),
+            "num_res_blocks": 2,
+            "channel_mult": (1, 2, 4, 4),
+            "use_spatial_transformer": True,
+            "legacy": False,
+            **changes,
+        }
+    )
+
+
+SD15 = _published(num_heads=8, context_dim=768)
+SD21 = _published(num_head_channels=64, context_dim=1024, use_linear_in_transformer=True)
+SD21_V = replace(SD21, prediction="v")
+SDXL = _published(
+    channel_mult=(1, 2, 4),
+    attention_resolutions=(4, 2),
+    transformer_depth=(1, 2, 10),
+    num_head_channels=64,
+    context_dim=2048,
+    use_linear_in_transformer=True,
+    num_classes="sequential",
+    adm_in_channels=2816,
+)
+TINY = _published(
+    model_channels=64,
+    channel_mult=(1, 2, 2),
+    num_res_blocks=1,
+    attention_resolutions=(2, 1),
+    num_head_channels=64,
+    context_dim=128,
+)

@@ -1,0 +1,35 @@
+"""Every error that the core raises on purpose; the message is a sentence for the user.
+
+CldmError
+├── UnsupportedCheckpoint   a file that is read well but holds nothing this pack can load
+├── DamagedCheckpoint       a file that can't be read whole, or that would run code
+├── CheckpointMismatch      keys or shapes that don't fit the net they are loaded into
+├── FamilyMismatch          a net on a base model of another family
+└── ShapeError              a tensor whose shape, type or range doesn't fit
+"""
+
+from __future__ import annotations
+
+
+class CldmError(ValueError):
+    """Base class of the core's errors."""
+
+
+class UnsupportedCheckpoint(CldmError):
+    """The file holds nothing that this pack can load."""
+
+
+class DamagedCheckpoint(CldmError):
+    """The file is truncated, is not what it says, or holds more than tensors."""
+
+
+class CheckpointMismatch(CldmError):
+    """Keys or shapes in the file don't fit the net."""
+
+
+class FamilyMismatch(CldmError):
+    """The ControlNet belongs to another family of base models."""
+
+
+class ShapeError(CldmError):
+    """A tensor has a shape, type or range that doesn't fit."""

@@ -1,0 +1,82 @@
+"""The embedded model: Stable Diffusion 1.x in small, with two ControlNets; a demonstration that needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import load_controlnet, load_unet, read
+from ..controlnet import ControlNet
+from ..errors import CldmError
+from ..pipeline import Pipeline
+from .vae import TinyVAE
+
+WEIGHTS = Path(__file__).parent / "weights"
+SIZE = 128
+CONTROLS = ("canny", "mask")
+SCALE_KEY = "scale_factor"
+
+
+def weights(name: str) -> Path:
+    """The file of "unet", "vae", "text", or of a ControlNet in CONTROLS; raises CldmError for other names."""
+    if name in CONTROLS:
+        return WEIGHTS / f"control_{name}.safetensors"
+    if name in ("unet", "vae", "text"):
+        return WEIGHTS / f"{name}.safetensors"
+    raise CldmError(f"The embedded model has no part {name!r}: choose unet, vae, text, {', '.join(CONTROLS)}.")
+
+
+def load_control(name: str) -> ControlNet:
+    """An embedded ControlNet in fp32."""
+    return load_controlnet(weights(name), dtype=torch.float32)
+
+
+def scale_factor() -> float:
+    """What latents are multiplied with before the UNet sees them (0.18215 in Stable Diffusion 1)."""
+    return float(read(weights("vae")).metadata[SCALE_KEY])
+
+
+def load_vae() -> TinyVAE:
+    """The autoencoder in fp32; its latents are unscaled."""
+    vae = TinyVAE()
+    vae.load_state_dict({key: value.float() for key, value in read(weights("vae")).tensors.items()})
+    return vae.eval().requires_grad_(False)
+
+
+class ScaledVAE:
+    """The autoencoder with latents scaled for the UNet, as Pipeline wants it."""
+
+    def __init__(self, vae: TinyVAE, scale: float) -> None:
+        self.vae, self.scale = vae, scale
+
+    def encode(self, pixels: Tensor, /) -> Tensor:
+        return self.vae.encode(pixels) * self.scale
+
+    def decode(self, latents: Tensor, /) -> Tensor:
+        return self.vae.decode(latents / self.scale)
+
+
+class TinyText:
+    """Prompts to embeddings by the embedded text encoder."""
+
+    def __init__(self) -> None:
+        from .text import load_text_encoder, load_tokenizer
+
+        self.tokenizer = load_tokenizer(WEIGHTS)
+        self.model = load_text_encoder(read(weights("text")).tensors)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """(B, 32, 128) for B prompts; what is longer than 32 tokens is cut."""
+        from .text import tokenize
+
+        embeddings: Tensor = self.model(tokenize(self.tokenizer, prompts)).last_hidden_state
+        return embeddings
+
+
+def load_pipeline() -> Pipeline:
+    """The embedded model, ready to sample pictures of 128x128."""
+    unet = load_unet(weights("unet"), dtype=torch.float32)
+    return Pipeline(unet, ScaledVAE(load_vae(), scale_factor()), TinyText())

@@ -1,0 +1,70 @@
+"""Latents and hints of all training pictures, each in several placements, computed once and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .data import SIZE, Array, Emoji, placement, random_placement, render
+from .stage_vae import pixels
+from .vae import TinyVAE
+
+VARIANTS = 8
+SEED = 7
+
+HintOf = Callable[[Array, Array], Array]
+"""(picture (H, W, 3) in [0, 1], foreground (H, W) in [0, 1]) to a hint (H, W) of 0 and 255."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """latents: (pictures, VARIANTS, 4, 16, 16), unscaled; hints: name to bits (pictures, VARIANTS, 128, 16) uint8."""
+
+    latents: Tensor
+    hints: Mapping[str, Array]
+
+    @property
+    def scale(self) -> float:
+        """The factor that gives the latents a deviation of 1 (Stable Diffusion's `scale_factor`)."""
+        return 1 / float(self.latents.std())
+
+    def hint(self, name: str, pictures: Sequence[int], variants: Sequence[int]) -> Tensor:
+        """Hints (B, 3, 128, 128) in {0, 1}."""
+        bits = self.hints[name][np.asarray(pictures), np.asarray(variants)]
+        flat = torch.from_numpy(np.unpackbits(bits, axis=-1)).float()
+        return flat[:, None].expand(-1, 3, -1, -1)
+
+
+def _placements(index: int) -> list[Array]:
+    rng = np.random.default_rng((SEED, index))
+    return [placement(), placement(flip=True), *(random_placement(rng) for _ in range(VARIANTS - 2))]
+
+
+def _encode(emoji: Emoji, index: int, vae: TinyVAE, hints: Mapping[str, HintOf]) -> dict[str, Any]:
+    rendered = [render(emoji, matrix) for matrix in _placements(index)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        latents = vae.encode(pixels([picture for picture, _ in rendered])).float().contiguous()
+    bits = {
+        name: np.stack([np.packbits(hint_of(p, a) > 127, axis=-1) for p, a in rendered])
+        for name, hint_of in hints.items()
+    }
+    return {"latents": latents, **bits}
+
+
+def build_cache(pictures: Sequence[Emoji], vae: TinyVAE, hints: Mapping[str, HintOf], path: Path) -> Cache:
+    """Reads the cache, or computes and writes it."""
+    if not path.exists():
+        rows = [_encode(emoji, index, vae, hints) for index, emoji in enumerate(pictures)]
+        table = {"latents": torch.stack([row["latents"] for row in rows])}
+        table |= {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in hints}
+        save_file(table, path)
+    table = load_file(path)
+    assert table["latents"].shape[-1] * 8 == SIZE
+    return Cache(table["latents"], {name: table[name].numpy() for name in hints})

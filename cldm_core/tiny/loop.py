@@ -1,0 +1,122 @@
+"""One resumable training loop for all stages of the embedded model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one stage is trained; `evaluate_every` 0 means never."""
+
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+    warmup: int = 100
+    floor: float = 0.0
+    weight_decay: float = 0.0
+    ema: float = 0.999
+    save_every: int = 100
+    evaluate_every: int = 0
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Linear warm-up, then a cosine from lr down to floor * lr."""
+    if step < plan.warmup:
+        return plan.lr * (step + 1) / plan.warmup
+    done = (step - plan.warmup) / max(1, plan.steps - plan.warmup)
+    return plan.lr * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Ema:
+    """Exponential moving average of a module's weights, warmed up so that early steps don't linger."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.weights.values()), list(module.state_dict().values()), 1 - decay)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """torch.save to a temporary name, synced, then renamed: the file is whole or absent."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as handle:
+        torch.save(state, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(path)
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_of: Callable[[nn.Module, np.random.Generator, torch.Generator], Tensor],
+    plan: Plan,
+    folder: Path,
+    *,
+    evaluate: Callable[[dict[str, Tensor]], Metrics] | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, Tensor]:
+    """Trains `module` until plan.steps, going on from folder/NAME.pt when there is one; returns the averaged weights.
+
+    Each step draws from generators seeded by (seed, step), so a resumed run sees the batches it would have seen.
+    The record of losses and metrics is folder/NAME.jsonl.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = folder / f"{name}.pt"
+    record = folder / f"{name}.jsonl"
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, plan.lr, weight_decay=plan.weight_decay, fused=True)
+    ema, start = Ema(module, plan.ema), 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        ema.weights, start = state["ema"], state["step"]
+    else:
+        record.write_text(json.dumps({"plan": asdict(plan)}) + "\n")
+    window, since = [], time.monotonic()
+    for step in range(start, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan, step)
+        rng = np.random.default_rng((plan.seed, step))
+        noise = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
+        loss = loss_of(module, rng, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        ema.update(module, step)
+        window.append(loss.item())
+        done = step + 1
+        if done % 50 == 0 or done == plan.steps:
+            row: Metrics = {"step": done, "loss": sum(window) / len(window)}
+            row["seconds_per_step"] = (time.monotonic() - since) / len(window)
+            if evaluate and plan.evaluate_every and done % plan.evaluate_every == 0:
+                row |= evaluate(ema.weights)
+            with open(record, "a") as handle:
+                handle.write(json.dumps(row) + "\n")
+            report(f"{name} " + " ".join(f"{key} {value:.5g}" for key, value in row.items()))
+            window, since = [], time.monotonic()
+        if done % plan.save_every == 0 or done == plan.steps:
+            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+            save_atomically({**state, "ema": ema.weights, "step": done}, checkpoint)
+    return ema.weights

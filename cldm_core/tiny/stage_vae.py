@@ -1,0 +1,70 @@
+"""Stage 1 of the embedded model: the autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .data import Emoji, random_placement, render
+from .loop import Metrics, Plan, train
+from .vae import TinyVAE
+
+PLAN = Plan(steps=3000, batch=16, lr=1.5e-3, seed=1, ema=0.998, evaluate_every=500)
+# Noise on the latents in training: the decoder must forgive what a denoiser gets wrong.
+LATENT_NOISE = 0.03
+
+
+def pixels(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (H, W, 3) in [0, 1] to one batch (B, 3, H, W) in [-1, 1], channels last."""
+    batch = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    return batch.contiguous(memory_format=torch.channels_last) * 2 - 1
+
+
+def psnr(vae: TinyVAE, pictures: Tensor) -> float:
+    """Mean peak signal-to-noise ratio of the reconstructions, dB, over pictures in [-1, 1]."""
+    with torch.no_grad():
+        error = torch.stack([(vae.decode(vae.encode(p[None])) - p[None]).square().mean() / 4 for p in pictures])
+    return float((-10 * error.log10()).mean())
+
+
+def _augmented(emoji: Emoji, rng: np.random.Generator) -> np.ndarray:
+    picture, _ = render(emoji, random_placement(rng, low=0.8, high=1.4))
+    # Half of the pictures with swapped channels: emoji are mostly yellow, and greens would be learned late.
+    return picture[..., rng.permutation(3)] if rng.integers(2) else picture
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 + gradient L1 + squared error, on [0, 1]: the first two keep edges, the last is what PSNR measures."""
+    loss = F.l1_loss(output, target) + 4 * F.mse_loss(output, target)
+    for dim in (2, 3):
+        loss = loss + 0.5 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
+    return loss
+
+
+def train_vae(pictures: Sequence[Emoji], held_out: Sequence[Emoji], folder: Path, plan: Plan = PLAN) -> TinyVAE:
+    """The trained autoencoder; the record has the PSNR on the held-out pictures."""
+    torch.manual_seed(plan.seed)
+    vae = TinyVAE().to(memory_format=torch.channels_last)
+    probe = pixels([render(emoji)[0] for emoji in held_out])
+
+    def loss_of(module: nn.Module, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        chosen = rng.integers(len(pictures), size=plan.batch)
+        target = pixels([_augmented(pictures[i], rng) for i in chosen]) * 0.5 + 0.5
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = module.encoder(target)
+            latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise)
+            output = module.decoder(latents)
+        return reconstruction_loss(output.float(), target)
+
+    def evaluate(weights: dict[str, Tensor]) -> Metrics:
+        averaged = TinyVAE()
+        averaged.load_state_dict(weights)
+        return {"psnr": psnr(averaged, probe)}
+
+    vae.load_state_dict(train("vae", vae, loss_of, plan, folder, evaluate=evaluate))
+    return vae.eval().requires_grad_(False)
