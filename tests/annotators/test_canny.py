@@ -48,12 +48,12 @@ def test_transparent_is_white():
     assert np.array_equal(canny(square), canny(on_white))
 
 
-def test_half_transparent_is_between():
-    rgba = np.zeros((32, 32, 4), np.uint8)
-    rgba[:, 16:, 3] = 128
-    on_white = np.full((32, 32, 3), 255, np.uint8)
-    on_white[:, 16:] = 127
-    assert np.array_equal(canny(rgba, low_threshold=1), canny(on_white, low_threshold=1))
+def test_half_transparent_is_laid_on_white():
+    image = np.full((16, 16, 4), (174, 174, 174, 255), np.uint8)
+    image[:, 8:] = (50, 50, 50, 101)  # 50 * 101/255 + 255 * 154/255 = 173.8
+    assert not canny(image, low_threshold=1, high_threshold=1).any()
+    image[:, 8:, 3] -= 1
+    assert canny(image, low_threshold=1, high_threshold=1).any()
 
 
 def test_low_above_high():

@@ -30,10 +30,10 @@ def read(path: Path) -> np.ndarray:
     return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
 
 
-def refused(capsys, *arguments: object) -> str:
+def refused(capfd, *arguments: object) -> str:
     """The one sentence on stderr of a command that fails."""
     assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert not said.out
     assert said.err.count("\n") == 1
     return said.err
@@ -60,63 +60,63 @@ def test_grey_with_16_bits(tmp_path):
     assert np.array_equal(read(tmp_path / "out.png"), canny(grey))
 
 
-def test_help_names_everything(capsys):
+def test_help_names_everything(capfd):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     for annotator in ANNOTATORS.values():
         assert annotator.name in shown
         assert annotator.title in shown
 
 
 @pytest.mark.parametrize("name", ANNOTATORS)
-def test_help_of_an_annotator_names_its_parameters(capsys, name):
+def test_help_of_an_annotator_names_its_parameters(capfd, name):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
-    shown = capsys.readouterr().out
+    shown = capfd.readouterr().out
     for param in ANNOTATORS[name].params:
         assert f"--{param} N" in shown
 
 
-def test_missing_file(capsys, tmp_path):
+def test_missing_file(capfd, tmp_path):
     source = tmp_path / "none.png"
-    said = refused(capsys, "canny", source, tmp_path / "out.png")
+    said = refused(capfd, "canny", source, tmp_path / "out.png")
     assert said == f"canny: {source}: No such file or directory\n"
 
 
 @pytest.mark.parametrize("length", [0, 20, 200])
-def test_damaged_file(capsys, png, tmp_path, length):
+def test_damaged_file(capfd, png, tmp_path, length):
     png.write_bytes(png.read_bytes()[:length])
-    said = refused(capsys, "canny", png, tmp_path / "out.png")
+    said = refused(capfd, "canny", png, tmp_path / "out.png")
     assert said == f"canny: {png} is no picture that OpenCV can read, or it is damaged.\n"
 
 
-def test_parameter_out_of_range(capsys, png, tmp_path):
+def test_parameter_out_of_range(capfd, png, tmp_path):
     out = tmp_path / "out.png"
-    said = refused(capsys, "canny", png, out, "--low_threshold", 300)
+    said = refused(capfd, "canny", png, out, "--low_threshold", 300)
     assert said == "canny: low_threshold is 300, but it has to be from 0 to 255.\n"
     assert not out.exists()
 
 
-def test_ending_of_no_picture(capsys, png, tmp_path):
+def test_ending_of_no_picture(capfd, png, tmp_path):
     out = tmp_path / "out.txt"
-    said = refused(capsys, "canny", png, out)
+    said = refused(capfd, "canny", png, out)
     assert said == f"canny: {out} has no ending of a picture format; use .png, for example.\n"
 
 
-def test_folder_that_does_not_exist(capsys, png, tmp_path):
-    said = refused(capsys, "canny", png, tmp_path / "none" / "out.png")
+def test_folder_that_does_not_exist(capfd, png, tmp_path):
+    said = refused(capfd, "canny", png, tmp_path / "none" / "out.png")
     assert said == f"canny: {tmp_path / 'none'} is not a folder; create it first.\n"
 
 
-def test_picture_too_large_for_the_format(capsys, tmp_path):
+def test_picture_too_large_for_the_format(capfd, tmp_path):
     cv2.imwrite(str(tmp_path / "in.png"), np.zeros((1, 70_000, 3), np.uint8))
-    said = refused(capsys, "canny", tmp_path / "in.png", tmp_path / "out.jpg")
+    said = refused(capfd, "canny", tmp_path / "in.png", tmp_path / "out.jpg")
     assert said == "canny: A .jpg can't hold 70000 x 1 pixels; use .png.\n"
     assert not (tmp_path / "out.jpg").exists()
 
 
-def test_failed_write_leaves_the_old_file(capsys, png, tmp_path, monkeypatch):
+def test_failed_write_leaves_the_old_file(capfd, png, tmp_path, monkeypatch):
     out = tmp_path / "out.png"
     out.write_bytes(b"old")
 
@@ -125,6 +125,6 @@ def test_failed_write_leaves_the_old_file(capsys, png, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    assert "No space left on device" in refused(capsys, "canny", png, out)
+    assert "No space left on device" in refused(capfd, "canny", png, out)
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]

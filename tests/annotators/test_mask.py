@@ -44,6 +44,12 @@ def test_subject_that_touches_the_border():
     assert np.array_equal(white(mask(image)), (image != WHITE).any(axis=-1))
 
 
+def test_colour_of_most_of_the_border_is_the_background():
+    image = np.full((64, 64, 3), 255, np.uint8)
+    image[:30, :30] = (30, 60, 90)
+    assert np.array_equal(white(mask(image)), (image != WHITE).any(axis=-1))
+
+
 def test_background_on_both_sides_of_the_subject():
     image = np.full((64, 64, 3), 255, np.uint8)
     image[:, 30:34] = 0
