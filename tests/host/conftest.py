@@ -1,0 +1,54 @@
+"""Real ComfyUI hosts for the tests in this folder; every test here is marked `host`."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .client import HostClient
+from .hosts import NO_HOST, HostInstall, find_hosts
+from .in_process import run_in_host
+from .server import HostServer
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in this folder."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("host")
+
+
+@pytest.fixture(scope="session", params=find_hosts() or [None], ids=lambda h: h and h.version)
+def install(request: pytest.FixtureRequest) -> HostInstall:
+    """Each ComfyUI that was found, one after the other."""
+    if request.param is None:
+        pytest.skip(NO_HOST)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def host(install: HostInstall, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """A running server of this host, with the pack in it; started once per session."""
+    with HostServer(install, tmp_path_factory.mktemp(f"host-{install.version}")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(host: HostServer) -> Iterator[HostClient]:
+    """A fresh connection to the running host."""
+    connection = HostClient(host.url)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def in_host(install: HostInstall, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`in_host(script, {...})` runs a script inside this host's modules; see `run_in_host`."""
+
+    def run(script: str | Path, args: dict[str, Any] | None = None) -> dict[str, Any]:
+        return run_in_host(install, script, args, folder=tmp_path)
+
+    return run
