@@ -1,4 +1,4 @@
-"""The ControlNet family in plain PyTorch: configurations, nets, checkpoints, residual arithmetic, sampling.
+"""The ControlNet family in plain PyTorch: configurations, nets, checkpoints, residuals, sampling.
 
 It knows no host, no annotator, no folder convention and no global device.
 """

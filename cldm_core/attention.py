@@ -9,12 +9,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(Protocol):
-    """softmax(q k^T / sqrt(d)) v for q (B, N, heads * d) and k, v (B, M, heads * d); returns q's shape."""
+    """softmax(q k^T / sqrt(d)) v for q (B.
+
+    N, heads * d) and k, v (B, M, heads * d); returns q's shape.
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor: ...
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor:
     """Attention by PyTorch's fused kernels."""
-    split = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # 3 x (B, heads, N, d)
-    return scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    width = q.shape[-1] // heads
+    q, k, v = (t.view(*t.shape[:2], heads, width).transpose(1, 2) for t in (q, k, v))
+    return scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

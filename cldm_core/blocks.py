@@ -1,6 +1,8 @@
-"""Building blocks of the latent-diffusion UNet (openaimodel.py and attention.py of CompVis/latent-diffusion).
+"""Building blocks of the latent-diffusion UNet.
 
-Attribute names are checkpoint names. `ops` gives the layer classes (torch.nn, or a host's casting layers).
+After openaimodel.py and attention.py of CompVis/latent-diffusion.
+Attribute names are checkpoint names. `ops` gives the layer classes (torch.nn, or a host's casting
+layers).
 """
 
 from __future__ import annotations
@@ -28,16 +30,20 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 def zero_module(module: M) -> M:
-    """The module with all of its parameters set to zero: a zero convolution adds nothing until it is trained."""
+    """The module with all of its parameters set to zero.
+
+    A zero convolution adds nothing until it is trained.
+    """
     for parameter in module.parameters():
         parameter.detach().zero_()
     return module
 
 
 class TimestepEmbedSequential(nn.Sequential):
-    """Passes each child what it reads: residual blocks the time embedding, transformers the context.
+    """Passes each child what it reads: residual blocks the time embedding, transformers the text.
 
-    `size` is what an Upsample at the end must reach: where a level's size was odd, twice the half is one too many.
+    `size` is what an Upsample at the end must reach: where a level's size was odd, twice the half
+    is one too many.
     """
 
     def forward(  # type: ignore[override]
@@ -88,7 +94,10 @@ class Downsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual block with a time embedding; `up` or `down` resamples inside it (resblock_updown)."""
+    """Residual block with a time embedding.
+
+    `up` or `down` resamples inside it (resblock_updown).
+    """
 
     def __init__(
         self,
@@ -165,7 +174,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, ops: Any = nn) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(dim, 4 * dim, ops), nn.Dropout(0.0), ops.Linear(4 * dim, dim))
+        self.net = nn.Sequential(
+            GEGLU(dim, 4 * dim, ops), nn.Dropout(0.0), ops.Linear(4 * dim, dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x)
@@ -176,7 +187,14 @@ class CrossAttention(nn.Module):
     """Multi-head attention from x to a context, or to x itself where there is none."""
 
     def __init__(
-        self, dim: int, context_dim: int, heads: int, head_channels: int, *, attention: Attention, ops: Any = nn
+        self,
+        dim: int,
+        context_dim: int,
+        heads: int,
+        head_channels: int,
+        *,
+        attention: Attention,
+        ops: Any = nn,
     ) -> None:
         super().__init__()
         inner = heads * head_channels
@@ -195,7 +213,10 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each with a norm before and a skip around."""
+    """Self-attention, cross-attention and feed-forward.
+
+    Each with a norm before and a skip around.
+    """
 
     def __init__(
         self,
@@ -214,7 +235,9 @@ class BasicTransformerBlock(nn.Module):
         first = context_dim if disable_self_attn else dim
         self.attn1 = CrossAttention(dim, first, heads, head_channels, attention=attention, ops=ops)
         self.ff = FeedForward(dim, ops)
-        self.attn2 = CrossAttention(dim, context_dim, heads, head_channels, attention=attention, ops=ops)
+        self.attn2 = CrossAttention(
+            dim, context_dim, heads, head_channels, attention=attention, ops=ops
+        )
         self.norm1 = ops.LayerNorm(dim)
         self.norm2 = ops.LayerNorm(dim)
         self.norm3 = ops.LayerNorm(dim)
@@ -259,7 +282,9 @@ class SpatialTransformer(nn.Module):
             )
             for _ in range(depth)
         )
-        self.proj_out = zero_module(ops.Linear(inner, channels) if use_linear else ops.Conv2d(inner, channels, 1))
+        self.proj_out = zero_module(
+            ops.Linear(inner, channels) if use_linear else ops.Conv2d(inner, channels, 1)
+        )
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x (B, C, h, w), context (B, M, context_dim) to (B, C, h, w)."""
@@ -274,7 +299,7 @@ class SpatialTransformer(nn.Module):
             h = block(h, context)
         if self.use_linear:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+        h = h.transpose(1, 2).reshape(*x.shape[:1], -1, height, width).contiguous()
         if not self.use_linear:
             h = self.proj_out(h)
         out: Tensor = h + x

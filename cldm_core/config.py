@@ -1,4 +1,7 @@
-"""What a UNet and a ControlNet look like: one frozen record each, with the published families as constants."""
+"""What a UNet and a ControlNet look like.
+
+One frozen record each, with the published families as constants.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ Prediction = Literal["eps", "v"]
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Architecture of a UNet of the latent-diffusion family (openaimodel.py of CompVis/latent-diffusion).
+    """Architecture of a UNet (openaimodel.py of CompVis/latent-diffusion).
 
-    `transformer_depth` has one number for each residual block of the encoder, `transformer_depth_output` one for each
-    of the decoder; 0 means no transformer there. `transformer_depth_middle` -1 means a middle of one residual block
-    alone. Exactly one of `num_heads` and `num_head_channels` is given, the other is -1.
+    `transformer_depth` has one number for each residual block of the encoder,
+    `transformer_depth_output` one for each of the decoder; 0 means no transformer there.
+    `transformer_depth_middle` -1 means a middle of one residual block alone. Exactly one of
+    `num_heads` and `num_head_channels` is given, the other is -1.
     """
 
     model_channels: int
@@ -48,20 +52,24 @@ class UNetConfig:
         _require(levels > 0, f"channel_mult is {self.channel_mult}, expected at least one level")
         _require(
             len(self.num_res_blocks) == levels,
-            f"num_res_blocks has {len(self.num_res_blocks)} entries for {levels} levels of channel_mult",
+            f"num_res_blocks has {len(self.num_res_blocks)} entries for {levels} levels of "
+            f"channel_mult",
         )
         _require(
             len(self.transformer_depth) == sum(self.num_res_blocks),
-            f"transformer_depth has {len(self.transformer_depth)} entries for {sum(self.num_res_blocks)} blocks",
+            f"transformer_depth has {len(self.transformer_depth)} entries for "
+            f"{sum(self.num_res_blocks)} blocks",
         )
         decoder = sum(self.num_res_blocks) + levels
         _require(
             len(self.transformer_depth_output) == decoder,
-            f"transformer_depth_output has {len(self.transformer_depth_output)} entries for {decoder} blocks",
+            f"transformer_depth_output has {len(self.transformer_depth_output)} entries for "
+            f"{decoder} blocks",
         )
         _require(
             (self.num_heads == -1) != (self.num_head_channels == -1),
-            f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give one of them",
+            f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give "
+            f"one of them",
         )
 
     @property
@@ -81,7 +89,7 @@ class UNetConfig:
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> UNetConfig:
-        """The `params` mapping of a `unet_config` in the original's YAML files, with the original's defaults.
+        """From the `params` of a `unet_config` in the original's YAML files, with its defaults.
 
         Raises CldmError where the mapping names something that this family doesn't have.
         """
@@ -142,9 +150,10 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """A ControlNet: the encoder of `unet`, a hint encoder with `hint_channels` inputs, zero convolutions.
+    """A ControlNet: the encoder of `unet`, a hint encoder, zero convolutions.
 
-    `global_average_pooling`: residuals are averaged over the picture, as the shuffle net of ControlNet 1.1 wants.
+    `global_average_pooling`: residuals are averaged over the picture, as the shuffle net of
+    ControlNet 1.1 wants.
     """
 
     unet: UNetConfig
@@ -154,9 +163,12 @@ class ControlNetConfig:
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> ControlNetConfig:
         """The `params` mapping of a `control_stage_config` in the original's YAML files."""
-        # A ControlNet has no output blocks, so its mapping names no out_channels; the base's are as many as come in.
+        # A ControlNet has no output blocks, so its mapping names no out_channels; the base's are as
+        # many as come in.
         unet = UNetConfig.from_params({"out_channels": params.get("in_channels", 4), **params})
-        return cls(unet, params.get("hint_channels", 3), params.get("global_average_pooling", False))
+        return cls(
+            unet, params.get("hint_channels", 3), params.get("global_average_pooling", False)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a file's metadata; `from_dict` reads them back."""
@@ -176,8 +188,11 @@ def _require(condition: bool, sentence: str) -> None:
         raise CldmError(f"The UNet's configuration doesn't fit together: {sentence}.")
 
 
-# Parameters of the original's constructor that change nothing here: training details, and sizes read from the input.
-_WITHOUT_EFFECT = frozenset({"image_size", "use_checkpoint", "use_fp16", "use_bf16", "n_embed", "num_heads_upsample"})
+# Parameters of the original's constructor that change nothing here: training details, and sizes
+# read from the input.
+_WITHOUT_EFFECT = frozenset(
+    {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "n_embed", "num_heads_upsample"}
+)
 _READ = frozenset(field.name for field in dataclasses.fields(UNetConfig)) | {
     "attention_resolutions",
     "dims",
@@ -194,12 +209,19 @@ _READ = frozenset(field.name for field in dataclasses.fields(UNetConfig)) | {
 def _check_params(params: Mapping[str, Any]) -> None:
     unknown = sorted(set(params) - _READ - _WITHOUT_EFFECT)
     _require(not unknown, f"unknown parameters {', '.join(unknown)}")
-    missing = [key for key in ("model_channels", "num_res_blocks", "attention_resolutions") if key not in params]
+    missing = [
+        key
+        for key in ("model_channels", "num_res_blocks", "attention_resolutions")
+        if key not in params
+    ]
     _require(not missing, f"missing parameters {', '.join(missing)}")
-    _require(params.get("dims", 2) == 2, f"dims is {params.get('dims')}, only pictures (2) are supported")
+    _require(
+        params.get("dims", 2) == 2, f"dims is {params.get('dims')}, only pictures (2) are supported"
+    )
     _require(
         bool(params.get("use_spatial_transformer")),
-        "use_spatial_transformer is off, and only UNets with text cross-attention take a ControlNet",
+        "use_spatial_transformer is off, and only UNets with text cross-attention take a "
+        "ControlNet",
     )
     classes = params.get("num_classes")
     _require(
@@ -208,21 +230,29 @@ def _check_params(params: Mapping[str, Any]) -> None:
     )
     _require(
         (classes is None) == (params.get("adm_in_channels") is None),
-        f"num_classes is {classes!r} with adm_in_channels {params.get('adm_in_channels')}: give both or none",
+        f"num_classes is {classes!r} with adm_in_channels {params.get('adm_in_channels')}: give "
+        f"both or none",
     )
 
 
 def _per_level(value: int | Sequence[int], levels: int, name: str) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * levels
-    _require(len(value) == levels, f"{name} has {len(value)} entries for {levels} levels of channel_mult")
+    _require(
+        len(value) == levels, f"{name} has {len(value)} entries for {levels} levels of channel_mult"
+    )
     return tuple(value)
 
 
 def _attended(params: Mapping[str, Any], mult: Sequence[int], depths: Sequence[int]) -> list[int]:
-    """Transformer depth of each level: 0 where its downsampling factor is not in attention_resolutions."""
+    """Transformer depth of each level.
+
+    0 where its downsampling factor is not in attention_resolutions.
+    """
     resolutions = set(params["attention_resolutions"])
-    return [depth if 2**level in resolutions else 0 for level, depth in enumerate(depths)][: len(mult)]
+    return [depth if 2**level in resolutions else 0 for level, depth in enumerate(depths)][
+        : len(mult)
+    ]
 
 
 def _middle_depth(params: Mapping[str, Any], depths: Sequence[int]) -> int:
@@ -235,7 +265,10 @@ def _context_dim(params: Mapping[str, Any]) -> int:
     # SDXL's YAML files and some others write the width as a list of one.
     if isinstance(value, Sequence) and len(set(value)) == 1:
         value = value[0]
-    _require(isinstance(value, int), f"context_dim is {value!r}, expected the width of the text embeddings")
+    _require(
+        isinstance(value, int),
+        f"context_dim is {value!r}, expected the width of the text embeddings",
+    )
     return int(value)  # type: ignore[arg-type]
 
 

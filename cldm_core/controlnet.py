@@ -1,4 +1,7 @@
-"""ControlNet (Zhang, Rao, Agrawala 2023): a trainable copy of the UNet's encoder, joined by zero convolutions."""
+"""ControlNet (Zhang, Rao.
+
+Agrawala 2023): a trainable copy of the UNet's encoder, joined by zero convolutions.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,20 @@ HINT_SCALE = 8
 
 
 class ControlNet(Encoder):
-    """Reads noisy latents, text and an encoded hint; gives the residuals that steer the frozen UNet.
+    """Reads noisy latents, text and a hint; gives the residuals that steer the frozen UNet.
 
-    state_dict() keys are those of `control_model` in public checkpoints (cldm.py of lllyasviel/ControlNet).
+    state_dict() keys are those of `control_model` in public checkpoints (cldm.py of
+    lllyasviel/ControlNet).
     """
 
-    def __init__(self, config: ControlNetConfig, ops: Any = nn, *, attention: Attention = sdpa) -> None:
+    def __init__(
+        self, config: ControlNetConfig, ops: Any = nn, *, attention: Attention = sdpa
+    ) -> None:
         super().__init__(config.unet, ops=ops, attention=attention)
         self.config = config
-        self.zero_convs = nn.ModuleList(zero_conv(channels, ops) for channels in self.block_channels)
+        self.zero_convs = nn.ModuleList(
+            zero_conv(channels, ops) for channels in self.block_channels
+        )
         self.input_hint_block = hint_encoder(config.hint_channels, config.unet.model_channels, ops)
         self.middle_block_out = zero_conv(self.block_channels[-1], ops)
 
@@ -34,16 +42,26 @@ class ControlNet(Encoder):
         """Features (B, model_channels, h, w) of a hint (B, hint_channels, 8h, 8w) in [0, 1].
 
         They depend on neither timestep nor text: compute them once for all steps.
-        Raises ShapeError where the hint has another number of channels or sides that are no multiples of 8.
+        Raises ShapeError where the hint has another number of channels or sides that are no
+        multiples of 8.
         """
         channels = self.config.hint_channels
         if hint.ndim != 4 or hint.shape[1] != channels:
-            raise ShapeError(f"The hint has shape {tuple(hint.shape)}, this net takes (B, {channels}, 8h, 8w).")
+            raise ShapeError(
+                f"The hint has shape {tuple(hint.shape)}, this net takes (B, {channels}, 8h, 8w)."
+            )
         if hint.shape[2] % HINT_SCALE or hint.shape[3] % HINT_SCALE:
-            raise ShapeError(f"The hint is {hint.shape[2]}x{hint.shape[3]}: both sides must be multiples of {HINT_SCALE}.")
-        # One sum instead of a scan with isfinite: any NaN or infinity survives it, and nothing is allocated.
+            raise ShapeError(
+                f"The hint is {hint.shape[2]}x{hint.shape[3]}: both sides must be multiples of "
+                f"{HINT_SCALE}."
+            )
+        # One sum instead of a scan with isfinite: any NaN or infinity survives it, and nothing is
+        # allocated.
         if not torch.isfinite(hint.sum()):
-            raise ShapeError("The hint holds NaN or infinite values: check the picture or the annotator it comes from.")
+            raise ShapeError(
+                "The hint holds NaN or infinite values: check the picture or the annotator it "
+                "comes from."
+            )
         features: Tensor = self.input_hint_block(hint)
         return features
 
@@ -57,21 +75,28 @@ class ControlNet(Encoder):
         *,
         hint: Tensor | None = None,
     ) -> Residuals:
-        """Residuals for noisy latents x (B, in_channels, h, w); see ControlledUNet.forward for the other inputs.
+        """Residuals for noisy latents x (B, in_channels, h, w).
 
-        features: what encode_hint gave, of batch 1 or B; where None, `hint` is encoded here (so that a wrapper for
-        training sees one forward). Raises ShapeError or FamilyMismatch, with the shapes, where an input doesn't fit.
+        timesteps, context and y are those of ControlledUNet.forward.
+
+        features: what encode_hint gave, of batch 1 or B; where None, `hint` is encoded here (so
+        that a wrapper for training sees one forward). Raises ShapeError or FamilyMismatch, with the
+        shapes, where an input doesn't fit.
         """
         self.check_inputs(x, context)
         if features is None:
             if hint is None:
-                raise ShapeError("A ControlNet needs a hint: give `features` from encode_hint, or `hint`.")
+                raise ShapeError(
+                    "A ControlNet needs a hint: give `features` from encode_hint, or `hint`."
+                )
             features = self.encode_hint(hint)
         self._check_features(x, features)
         emb = self.embed(timesteps, y, x.dtype)
         output = []
         h = x
-        for index, (module, zero) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
+        for index, (module, zero) in enumerate(
+            zip(self.input_blocks, self.zero_convs, strict=True)
+        ):
             h = module(h, emb, context)
             if index == 0:
                 h = h + features
@@ -85,10 +110,14 @@ class ControlNet(Encoder):
             height, width = (HINT_SCALE * side for side in x.shape[2:])
             found_height, found_width = (HINT_SCALE * side for side in features.shape[2:])
             raise ShapeError(
-                f"The hint is {found_height}x{found_width} and the latents need {height}x{width}: resize the hint."
+                f"The hint is {found_height}x{found_width} and the latents need {height}x{width}: "
+                f"resize the hint."
             )
         if features.shape[0] not in (1, x.shape[0]):
-            raise ShapeError(f"{features.shape[0]} hints were given for a batch of {x.shape[0]}: give one, or one for each.")
+            raise ShapeError(
+                f"{features.shape[0]} hints were given for a batch of {x.shape[0]}: give one, or "
+                f"one for each."
+            )
 
 
 def zero_conv(channels: int, ops: Any = nn) -> nn.Sequential:
@@ -97,7 +126,10 @@ def zero_conv(channels: int, ops: Any = nn) -> nn.Sequential:
 
 
 def hint_encoder(hint_channels: int, model_channels: int, ops: Any = nn) -> nn.Sequential:
-    """Eight 3x3 convolutions, three of stride 2, SiLU between; the last starts at zero (input_hint_block)."""
+    """Eight 3x3 convolutions.
+
+    Three of stride 2, SiLU between; the last starts at zero (input_hint_block).
+    """
     plan = [(16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2)]
     layers: list[nn.Module] = []
     channels = hint_channels

@@ -1,4 +1,7 @@
-"""Functions named on a command line, such as `annotators:canny`: the one place where the core reaches outside itself."""
+"""Functions named on a command line.
+
+Such as `annotators:canny`: the one place where the core reaches outside itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ def named_function(name: str) -> Callable[..., Any]:
     """The function that MODULE:FUNCTION names; raises CldmError where there is none."""
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise CldmError(f"{name!r} names no function: write MODULE:FUNCTION, for example annotators:canny.")
+        raise CldmError(
+            f"{name!r} names no function: write MODULE:FUNCTION, for example annotators:canny."
+        )
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

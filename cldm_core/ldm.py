@@ -1,4 +1,4 @@
-"""ControlLDM: the frozen UNet and its ControlNet as one function (cldm.py of lllyasviel/ControlNet)."""
+"""The frozen UNet and its ControlNet as one function (cldm.py of lllyasviel/ControlNet)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from .unet import ControlledUNet
 
 
 class ControlLDM(nn.Module):
-    """A UNet under `model.diffusion_model` and a ControlNet under `control_model`, as whole checkpoints name them.
+    """A UNet and a ControlNet, under the names that whole checkpoints give them.
 
-    control_scales: one factor for each residual, the middle last; only_mid_control leaves out the skip connections.
+    control_scales: one factor for each residual, the middle last; only_mid_control leaves out the
+    skip connections.
     """
 
-    def __init__(self, unet: ControlledUNet, control_model: ControlNet, *, only_mid_control: bool = False) -> None:
+    def __init__(
+        self, unet: ControlledUNet, control_model: ControlNet, *, only_mid_control: bool = False
+    ) -> None:
         super().__init__()
         self.model = nn.ModuleDict({"diffusion_model": unet})
         self.control_model = control_model
@@ -34,18 +37,24 @@ class ControlLDM(nn.Module):
         return unet
 
     def set_strength(self, strength: float, *, guess_mode: bool = False) -> None:
-        """The same scale for all residuals, or with guess mode strength * 0.825**(n - i) (gradio_canny2image.py).
+        """One scale for all residuals, or in guess mode the ramp of `guess_mode_scales`.
 
-        Guess mode also wants the unconditional side evaluated without a hint: leave "c_concat" out of its `cond`.
+        Guess mode also wants the unconditional side evaluated without a hint: leave "c_concat" out
+        of its `cond`.
         """
         count = len(self.control_model.zero_convs) + 1
-        self.control_scales = guess_mode_scales(strength, count) if guess_mode else (strength,) * count
+        self.control_scales = (
+            guess_mode_scales(strength, count) if guess_mode else (strength,) * count
+        )
 
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Sequence[Tensor] | None]) -> Tensor:
+    def apply_model(
+        self, x_noisy: Tensor, t: Tensor, cond: Mapping[str, Sequence[Tensor] | None]
+    ) -> Tensor:
         """The UNet's prediction (B, C, h, w), steered by the hint in `cond`.
 
-        cond, as in the original: "c_crossattn" is a list of text embeddings (joined along the tokens), "c_concat" a list
-        of hints in [0, 1] (joined along the channels) or None for no control; "y" may hold SDXL's vector.
+        cond, as in the original: "c_crossattn" is a list of text embeddings (joined along the
+        tokens), "c_concat" a list of hints in [0, 1] (joined along the channels) or None for no
+        control; "y" may hold SDXL's vector.
         """
         texts = cond["c_crossattn"]
         if not texts:
@@ -56,7 +65,10 @@ class ControlLDM(nn.Module):
         control = None
         if hints:
             net = self.control_model
-            control = weigh(net(x_noisy, None, t, context, y, hint=torch.cat(list(hints), dim=1)), self.control_scales)
+            control = weigh(
+                net(x_noisy, None, t, context, y, hint=torch.cat(list(hints), dim=1)),
+                self.control_scales,
+            )
         return self.diffusion_model(  # type: ignore[no-any-return]
             x_noisy, t, context, y, control=control, only_mid_control=self.only_mid_control
         )

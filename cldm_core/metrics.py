@@ -10,7 +10,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def edge_f1(edges: Array, hint: Array, *, tolerance: float = 2.0) -> float:
-    """F1 of two edge maps (H, W), true where an edge is; a pixel counts as found within `tolerance` pixels.
+    """F1 of two edge maps (H, W), true where an edge is, matched within `tolerance` pixels.
 
     1 where both are empty, 0 where one is.
     """
@@ -31,5 +31,7 @@ def _distance_to(edges: Array) -> Array:
     """Euclidean distance of every pixel to the nearest edge pixel."""
     import cv2
 
-    distance: Array = cv2.distanceTransform(np.where(edges, 0, 255).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    distance: Array = cv2.distanceTransform(
+        np.where(edges, 0, 255).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
     return distance

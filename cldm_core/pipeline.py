@@ -46,8 +46,8 @@ TextEncoder = Callable[[Sequence[str]], Tensor]
 class Control:
     """A net with its hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture.
 
-    strength scales the residuals; the control acts from `start` to `end`, shares of the steps in [0, 1];
-    guess mode weakens the early blocks and leaves the unconditional side without control.
+    strength scales the residuals; the control acts from `start` to `end`, shares of the steps in
+    [0, 1]; guess mode weakens the early blocks and leaves the unconditional side without control.
     """
 
     net: ControlNet
@@ -100,12 +100,12 @@ class Pipeline:
         negative: str = "",
         progress: Callable[[int, int], None] | None = None,
     ) -> Picture:
-        """Pictures (count, height, width, 3), uint8 RGB. `progress(step, steps)` is called after each step.
+        """Pictures (count, height, width, 3), uint8 RGB; `progress(step, steps)` after each step.
 
         prompt: one for all pictures, or one for each of settings.count.
 
-        The noise is drawn on the CPU, picture by picture, so a seed gives the same picture on every device and in
-        every batch. Raises CldmError where settings or hints don't fit.
+        The noise is drawn on the CPU, picture by picture, so a seed gives the same picture on every
+        device and in every batch. Raises CldmError where settings or hints don't fit.
         """
         settings = settings or Settings()
         controls = list(controls)
@@ -144,7 +144,10 @@ class Pipeline:
         active: Sequence[tuple[Control, Tensor]],
         guidance: float,
     ) -> Tensor:
-        """Classifier-free guidance, negative + guidance * (positive - negative); one side alone where it is 1."""
+        """Classifier-free guidance.
+
+        Negative + guidance * (positive - negative); one side alone where it is 1.
+        """
         positive = self._side(x, timestep, sides[-1], active, conditional=True)
         if len(sides) == 1:
             return positive
@@ -194,23 +197,34 @@ def make_scheduler(name: str, schedule: NoiseSchedule, prediction: Prediction) -
 
 def _check(settings: Settings, prompts: Sequence[str], controls: Sequence[Control]) -> None:
     if settings.width % HINT_SCALE or settings.height % HINT_SCALE:
-        raise ShapeError(f"The picture is {settings.width}x{settings.height}: both sides must be multiples of 8.")
+        raise ShapeError(
+            f"The picture is {settings.width}x{settings.height}: both sides must be multiples of 8."
+        )
     if settings.steps < 1 or settings.count < 1:
-        raise CldmError(f"{settings.steps} steps for {settings.count} pictures were asked for: at least one of each.")
+        raise CldmError(
+            f"{settings.steps} steps for {settings.count} pictures were asked for: at least one "
+            f"of each."
+        )
     if len(prompts) not in (1, settings.count):
-        raise CldmError(f"{len(prompts)} prompts were given for {settings.count} pictures: give one, or one for each.")
+        raise CldmError(
+            f"{len(prompts)} prompts were given for {settings.count} pictures: give one, or one "
+            f"for each."
+        )
     for control in controls:
         height, width = control.hint.shape[2:]
         if (height, width) != (settings.height, settings.width):
             raise ShapeError(
-                f"The hint is {width}x{height} and the picture {settings.width}x{settings.height}: resize one of them."
+                f"The hint is {width}x{height} and the picture "
+                f"{settings.width}x{settings.height}: resize one of them."
             )
 
 
 def _noise(settings: Settings) -> Tensor:
     shape = (1, 4, settings.height // HINT_SCALE, settings.width // HINT_SCALE)
     seeds = range(settings.seed, settings.seed + settings.count)
-    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.cat(
+        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    )
 
 
 def _to_picture(pixels: Tensor) -> Picture:

@@ -1,4 +1,7 @@
-"""What a ControlNet adds to a UNet, and the arithmetic on it: pure functions, nothing is changed in place."""
+"""What a ControlNet adds to a UNet.
+
+And the arithmetic on it: pure functions, nothing is changed in place.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ Slot = tuple[Tensor | None, ...]
 class Residuals:
     """Residuals of one evaluation of a control net; None where nothing is added.
 
-    output: z0 .. zn-1 in the order of the encoder's blocks, each added to that block's skip connection;
-    middle: one item, added behind the middle block;
-    input: added behind the encoder's blocks (T2I-Adapters), empty for a ControlNet.
+    output: z0 .. zn-1 in the order of the encoder's blocks, each added to that block's skip
+    connection; middle: one item, added behind the middle block; input: added behind the encoder's
+    blocks (T2I-Adapters), empty for a ControlNet.
     """
 
     output: Slot = ()
@@ -36,7 +39,7 @@ def map_residuals(change: Callable[[Tensor], Tensor], residuals: Residuals) -> R
 
 
 def weigh(residuals: Residuals, scales: float | Sequence[float]) -> Residuals:
-    """Residuals times one strength, or times one number for each of z0 .. zn-1 and the middle (`control_scales`).
+    """Residuals times one strength, or one number for each of z0 .. zn-1 and the middle.
 
     Raises ShapeError where the count of numbers differs from the count of residuals.
     """
@@ -44,13 +47,22 @@ def weigh(residuals: Residuals, scales: float | Sequence[float]) -> Residuals:
         return residuals if scales == 1 else map_residuals(lambda item: item * scales, residuals)
     expected = len(residuals.output) + len(residuals.middle)
     if len(scales) != expected:
-        raise ShapeError(f"{len(scales)} scales were given for {expected} residuals: give one for each, the middle last.")
+        raise ShapeError(
+            f"{len(scales)} scales were given for {expected} residuals: give one for each, the "
+            f"middle last."
+        )
 
     def over(slot: Slot, numbers: Sequence[float]) -> Slot:
-        return tuple(None if item is None else item * s for item, s in zip(slot, numbers, strict=True))
+        return tuple(
+            None if item is None else item * s for item, s in zip(slot, numbers, strict=True)
+        )
 
     split = len(residuals.output)
-    return Residuals(over(residuals.output, scales[:split]), over(residuals.middle, scales[split:]), residuals.input)
+    return Residuals(
+        over(residuals.output, scales[:split]),
+        over(residuals.middle, scales[split:]),
+        residuals.input,
+    )
 
 
 def merge(first: Residuals, second: Residuals) -> Residuals:
@@ -67,15 +79,23 @@ def merge(first: Residuals, second: Residuals) -> Residuals:
         return tuple(map(add, pad_a, pad_b))
 
     return Residuals(
-        over(first.output, second.output), over(first.middle, second.middle), over(first.input, second.input)
+        over(first.output, second.output),
+        over(first.middle, second.middle),
+        over(first.input, second.input),
     )
 
 
 def pool(residuals: Residuals) -> Residuals:
-    """Each residual averaged over the picture, (B, C, 1, 1): what nets with `global_average_pooling` add."""
+    """Each residual averaged over the picture.
+
+    (B, C, 1, 1): what nets with `global_average_pooling` add.
+    """
     return map_residuals(lambda item: item.mean(dim=(2, 3), keepdim=True), residuals)
 
 
 def guess_mode_scales(strength: float, count: int, decay: float = 0.825) -> tuple[float, ...]:
-    """strength * decay**(count - 1 - i) for i = 0 .. count - 1: the guess mode of the original (gradio_canny2image.py)."""
+    """strength * decay**(count - 1 - i) for i = 0 ..
+
+    Count - 1: the guess mode of the original (gradio_canny2image.py).
+    """
     return tuple(strength * decay ** (count - 1 - i) for i in range(count))

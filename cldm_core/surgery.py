@@ -15,9 +15,12 @@ from .unet import ControlledUNet
 def add_control(
     unet: ControlledUNet, *, hint_channels: int = 3, ops: Any = nn, attention: Attention = sdpa
 ) -> ControlNet:
-    """A new ControlNet for `unet`: its encoder copied, zero convolutions zero (tool_add_control.py of the original).
+    """A new ControlNet for `unet`, after tool_add_control.py of the original.
 
-    It changes nothing until it is trained. The weights are copies, in the UNet's type and on its device.
+    Its encoder is copied, its zero convolutions are zero.
+
+    It changes nothing until it is trained. The weights are copies, in the UNet's type and on its
+    device.
     """
     parameter = next(unet.parameters())
     net = ControlNet(ControlNetConfig(unet.config, hint_channels), ops, attention=attention)

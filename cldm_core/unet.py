@@ -24,17 +24,24 @@ from .residuals import Residuals, Slot
 
 
 class Encoder(nn.Module):
-    """Time embedding, input blocks and middle block: what a UNet and its trainable copy have in common."""
+    """Time embedding, input blocks and middle block.
+
+    What a UNet and its trainable copy have in common.
+    """
 
     def __init__(self, config: UNetConfig, *, ops: Any = nn, attention: Attention = sdpa) -> None:
         super().__init__()
         self.unet_config = config
         self._ops, self._attention = ops, attention
         emb = config.time_embed_dim
-        self.time_embed = nn.Sequential(ops.Linear(config.model_channels, emb), nn.SiLU(), ops.Linear(emb, emb))
+        self.time_embed = nn.Sequential(
+            ops.Linear(config.model_channels, emb), nn.SiLU(), ops.Linear(emb, emb)
+        )
         if config.adm_in_channels is not None:
             self.label_emb = nn.Sequential(
-                nn.Sequential(ops.Linear(config.adm_in_channels, emb), nn.SiLU(), ops.Linear(emb, emb))
+                nn.Sequential(
+                    ops.Linear(config.adm_in_channels, emb), nn.SiLU(), ops.Linear(emb, emb)
+                )
             )
         self.input_blocks, self.block_channels = self._build_input_blocks()
         self.middle_block = self._build_middle_block()
@@ -51,7 +58,9 @@ class Encoder(nn.Module):
             **resample,
         )
 
-    def _transformer(self, channels: int, depth: int, *, disable_self_attn: bool) -> SpatialTransformer:
+    def _transformer(
+        self, channels: int, depth: int, *, disable_self_attn: bool
+    ) -> SpatialTransformer:
         config = self.unet_config
         heads, head_channels = config.heads(channels)
         return SpatialTransformer(
@@ -90,7 +99,9 @@ class Encoder(nn.Module):
     def _downsample(self, channels: int) -> nn.Module:
         if self.unet_config.resblock_updown:
             return self._res_block(channels, channels, down=True)
-        return Downsample(channels, channels, use_conv=self.unet_config.conv_resample, ops=self._ops)
+        return Downsample(
+            channels, channels, use_conv=self.unet_config.conv_resample, ops=self._ops
+        )
 
     def _build_middle_block(self) -> TimestepEmbedSequential:
         config, channels = self.unet_config, self.block_channels[-1]
@@ -107,27 +118,47 @@ class Encoder(nn.Module):
         return TimestepEmbedSequential(*layers)
 
     def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The time embedding (B, 4 * model_channels), with the vector y (B, adm_in_channels) where the family has one."""
-        emb: Tensor = self.time_embed(timestep_embedding(timesteps, self.unet_config.model_channels).to(dtype))
+        """The time embedding (B.
+
+        4 * model_channels), with the vector y (B, adm_in_channels) where the family has one.
+        """
+        emb: Tensor = self.time_embed(
+            timestep_embedding(timesteps, self.unet_config.model_channels).to(dtype)
+        )
         expected = self.unet_config.adm_in_channels
         if expected is None:
             return emb
         if y is None or y.shape[-1] != expected:
             found = "none was given" if y is None else f"it has {y.shape[-1]} numbers"
-            raise FamilyMismatch(f"This net needs a vector y of {expected} numbers (SDXL's size and pooled text); {found}.")
+            raise FamilyMismatch(
+                f"This net needs a vector y of {expected} numbers (SDXL's size and pooled text); "
+                f"{found}."
+            )
         return emb + self.label_emb(y.to(dtype))  # type: ignore[no-any-return]
 
     def check_inputs(self, x: Tensor, context: Tensor | None) -> None:
-        """Raises ShapeError or FamilyMismatch, with the shapes, where x or the context can't be this family's."""
+        """Raises ShapeError or FamilyMismatch.
+
+        With the shapes, where x or the context can't be this family's.
+        """
         config = self.unet_config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
-            raise ShapeError(f"The latents have shape {tuple(x.shape)}, expected (B, {config.in_channels}, h, w).")
+            raise ShapeError(
+                f"The latents have shape {tuple(x.shape)}, expected (B, {config.in_channels}, h, "
+                f"w)."
+            )
         factor = 2 ** (len(config.channel_mult) - 1)
         if config.resblock_updown and (x.shape[2] % factor or x.shape[3] % factor):
-            raise ShapeError(f"The latents are {x.shape[2]}x{x.shape[3]}, this UNet needs multiples of {factor}.")
+            raise ShapeError(
+                f"The latents are {x.shape[2]}x{x.shape[3]}, this UNet needs multiples of {factor}."
+            )
         width = config.context_dim
         if width is not None and (context is None or context.shape[-1] != width):
-            found = "no text embeddings were given" if context is None else f"the text embeddings are {context.shape[-1]} wide"
+            found = (
+                "no text embeddings were given"
+                if context is None
+                else f"the text embeddings are {context.shape[-1]} wide"
+            )
             raise FamilyMismatch(
                 f"This net reads text embeddings {width} wide, but {found}: "
                 "the base model and the net are of different families."
@@ -135,7 +166,7 @@ class Encoder(nn.Module):
 
 
 class ControlledUNet(Encoder):
-    """The UNet that takes residuals of control nets (ControlledUnetModel of the original's cldm.py).
+    """The UNet that takes residuals (ControlledUnetModel of the original's cldm.py).
 
     state_dict() keys are those of `model.diffusion_model` in public checkpoints.
     """
@@ -188,9 +219,10 @@ class ControlledUNet(Encoder):
     ) -> Tensor:
         """The prediction (B, out_channels, h, w) for noisy latents x (B, in_channels, h, w).
 
-        timesteps: (B,), 0 to 999, may be fractional; context: text embeddings (B, M, context_dim); y: (B, adm_in_channels)
-        for SDXL. control: residuals to add; with only_mid_control those of the skip connections are left out.
-        Raises ShapeError or FamilyMismatch, with the shapes, where an input doesn't fit.
+        timesteps: (B,), 0 to 999, may be fractional; context: text embeddings (B, M, context_dim);
+        y: (B, adm_in_channels) for SDXL. control: residuals to add; with only_mid_control those of
+        the skip connections are left out. Raises ShapeError or FamilyMismatch, with the shapes,
+        where an input doesn't fit.
         """
         self.check_inputs(x, context)
         control = control or Residuals()
@@ -199,7 +231,9 @@ class ControlledUNet(Encoder):
         emb = self.embed(timesteps, y, x.dtype)
         skips = []
         h = x
-        for module, residual in zip(self.input_blocks, padded(control.input, len(self.input_blocks)), strict=True):
+        for module, residual in zip(
+            self.input_blocks, padded(control.input, len(self.input_blocks)), strict=True
+        ):
             h = add(module(h, emb, context), residual)
             skips.append(h)
         h = self.middle_block(h, emb, context)
@@ -216,7 +250,8 @@ class ControlledUNet(Encoder):
         blocks = len(self.input_blocks)
         if len(control.output) not in (0, blocks):
             raise FamilyMismatch(
-                f"The control has {len(control.output)} residuals for skip connections and this UNet has {blocks}: "
+                f"The control has {len(control.output)} residuals for skip connections and this "
+                f"UNet has {blocks}: "
                 "the net belongs to another family of base models."
             )
 
@@ -236,8 +271,9 @@ def add(h: Tensor, residual: Tensor | None) -> Tensor:
     fits = residual.shape[1] == h.shape[1] and residual.shape[0] in (1, h.shape[0])
     if not fits or residual.shape[2:] not in (h.shape[2:], (1, 1)):
         raise ShapeError(
-            f"A control residual of shape {tuple(residual.shape)} can't be added to features of shape {tuple(h.shape)}: "
-            "make the hint 8 times as large as the latents, and use a net of this base model's family."
+            f"A control residual of shape {tuple(residual.shape)} can't be added to features of "
+            f"shape {tuple(h.shape)}: "
+            "make the hint 8 times as large as the latents, and use a net of this base model's "
+            "family."
         )
     return h + residual
-

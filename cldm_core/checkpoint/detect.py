@@ -23,8 +23,8 @@ class _Layer(NamedTuple):
 def unet_config(state: StateDict) -> UNetConfig:
     """The configuration of a UNet, or of the encoder part of a ControlNet, without a key prefix.
 
-    Number of heads by the rule of the public families: 8 where the text is 768 wide, else 64 channels a head.
-    Raises CheckpointMismatch where the keys don't describe such a net.
+    Number of heads by the rule of the public families: 8 where the text is 768 wide, else 64
+    channels a head. Raises CheckpointMismatch where the keys don't describe such a net.
     """
     first = _shape(state, "input_blocks.0.0.weight")
     base = first[0]
@@ -48,7 +48,9 @@ def unet_config(state: StateDict) -> UNetConfig:
         num_heads=heads,
         num_head_channels=HEAD_CHANNELS if heads == -1 else -1,
         use_linear_in_transformer=_use_linear(state),
-        adm_in_channels=_shape(state, "label_emb.0.0.weight")[1] if "label_emb.0.0.weight" in state else None,
+        adm_in_channels=_shape(state, "label_emb.0.0.weight")[1]
+        if "label_emb.0.0.weight" in state
+        else None,
         use_scale_shift_norm=_scale_shift(state),
         conv_resample=conv_resample,
     )
@@ -57,13 +59,19 @@ def unet_config(state: StateDict) -> UNetConfig:
 
 
 def controlnet_config(state: StateDict) -> ControlNetConfig:
-    """The configuration of a ControlNet without a key prefix; pooling can't be told from keys and is taken as off."""
+    """The configuration of a ControlNet without a key prefix.
+
+    Pooling can't be told from keys and is taken as off.
+    """
     return ControlNetConfig(unet_config(state), _shape(state, "input_hint_block.0.weight")[1])
 
 
 def _shape(state: StateDict, key: str) -> tuple[int, ...]:
     if key not in state:
-        raise CheckpointMismatch(f"The key {key} is missing: these are not the weights of such a net, or not all of them.")
+        raise CheckpointMismatch(
+            f"The key {key} is missing: these are not the weights of such a net, or not all of "
+            f"them."
+        )
     return tuple(state[key].shape)
 
 
@@ -82,7 +90,9 @@ def _layer(state: StateDict, block: str) -> _Layer:
 
 def _levels(state: StateDict) -> tuple[list[list[_Layer]], bool]:
     """The encoder's residual blocks level by level, and whether downsampling has weights."""
-    last = max((int(key.split(".")[1]) for key in state if key.startswith("input_blocks.")), default=0)
+    last = max(
+        (int(key.split(".")[1]) for key in state if key.startswith("input_blocks.")), default=0
+    )
     levels: list[list[_Layer]] = [[]]
     conv_resample = True
     for index in range(1, last + 1):
@@ -94,7 +104,9 @@ def _levels(state: StateDict) -> tuple[list[list[_Layer]], bool]:
             conv_resample = conv_resample and f"{block}.0.op.weight" in state
             levels.append([])
     if not all(levels):
-        raise CheckpointMismatch("The input blocks have a level without residual blocks: keys are missing.")
+        raise CheckpointMismatch(
+            "The input blocks have a level without residual blocks: keys are missing."
+        )
     return levels, conv_resample
 
 

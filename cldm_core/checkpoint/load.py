@@ -1,4 +1,7 @@
-"""Checkpoints to nets: the right part of the file, the right configuration, every key accounted for."""
+"""Checkpoints to nets: the right part of the file.
+
+The right configuration, every key accounted for.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ UNET_PREFIXES = ("model.diffusion_model.", "")
 CONTROL_PREFIXES = ("control_model.", "")
 UNET_MARKER = "output_blocks.0.0.in_layers.0.weight"
 CONTROL_MARKER = "zero_convs.0.0.weight"
-DIFFUSERS_MARKERS = ("controlnet_cond_embedding.conv_in.weight", "down_blocks.0.resnets.0.conv1.weight")
+DIFFUSERS_MARKERS = (
+    "controlnet_cond_embedding.conv_in.weight",
+    "down_blocks.0.resnets.0.conv1.weight",
+)
 # Training leftovers in whole checkpoints that no net has a place for.
 IGNORED = ("model_ema.",)
 
@@ -40,13 +46,16 @@ def load_controlnet(
 ) -> ControlNet:
     """The ControlNet of a file or state dict in the original's key layout, in eval mode.
 
-    With or without the `control_model.` prefix, alone or inside a whole checkpoint. The configuration comes from
-    `config`, else from the file's metadata, else from keys and shapes. dtype None keeps the stored one.
-    Raises UnsupportedCheckpoint, DamagedCheckpoint or CheckpointMismatch, each with a sentence.
+    With or without the `control_model.` prefix, alone or inside a whole checkpoint. The
+    configuration comes from `config`, else from the file's metadata, else from keys and shapes.
+    dtype None keeps the stored one. Raises UnsupportedCheckpoint, DamagedCheckpoint or
+    CheckpointMismatch, each with a sentence.
     """
     checkpoint = read(path_or_state_dict)
     state = part(checkpoint, CONTROL_PREFIXES, CONTROL_MARKER, "ControlNet")
-    config = config or _stored(checkpoint, ControlNetConfig, "controlnet") or controlnet_config(state)
+    config = (
+        config or _stored(checkpoint, ControlNetConfig, "controlnet") or controlnet_config(state)
+    )
     net = _filled(lambda: ControlNet(config, ops, attention=attention), state, checkpoint.name)
     return net.to(device, dtype).eval()
 
@@ -76,10 +85,15 @@ def part(checkpoint: Checkpoint, prefixes: tuple[str, ...], marker: str, what: s
     tensors = checkpoint.tensors
     for prefix in prefixes:
         if prefix + marker in tensors:
-            chosen = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+            chosen = {
+                key[len(prefix) :]: value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
             return {key: value for key, value in chosen.items() if not key.startswith(IGNORED)}
     raise UnsupportedCheckpoint(
-        f"{checkpoint.name} holds no {what} in the original's key layout: the key {marker} is missing. {_hint(tensors)}"
+        f"{checkpoint.name} holds no {what} in the original's key layout: the key {marker} is "
+        f"missing. {_hint(tensors)}"
     )
 
 
@@ -102,7 +116,10 @@ def _stored(checkpoint: Checkpoint, kind: type[C], name: str) -> C | None:
 
 
 def _filled(build: Callable[[], N], state: StateDict, name: str) -> N:
-    """The net built without memory, then given the tensors themselves; every key must have its place and shape."""
+    """The net built without memory.
+
+    Then given the tensors themselves; every key must have its place and shape.
+    """
     with torch.device("meta"):
         net = build()
     own = net.state_dict()
@@ -116,7 +133,16 @@ def _filled(build: Callable[[], N], state: StateDict, name: str) -> N:
     if missing or unexpected or misshapen:
         raise CheckpointMismatch(
             f"{name} doesn't fit the net that its configuration describes: "
-            + "; ".join(filter(None, (_some("missing", missing), _some("unexpected", unexpected), _some("", misshapen))))
+            + "; ".join(
+                filter(
+                    None,
+                    (
+                        _some("missing", missing),
+                        _some("unexpected", unexpected),
+                        _some("", misshapen),
+                    ),
+                )
+            )
             + "."
         )
     net.load_state_dict(state, assign=True)

@@ -32,8 +32,9 @@ class Checkpoint:
 def read(source: Source) -> Checkpoint:
     """Reads a .safetensors file or a PyTorch file of tensors; a state dict is taken as it is.
 
-    The kind is told from the content, not from the name. PyTorch files are read with weights_only=True: one that
-    holds code is refused and its code does not run. Raises DamagedCheckpoint or UnsupportedCheckpoint.
+    The kind is told from the content, not from the name. PyTorch files are read with
+    weights_only=True: one that holds code is refused and its code does not run. Raises
+    DamagedCheckpoint or UnsupportedCheckpoint.
     """
     if isinstance(source, Mapping):
         return Checkpoint(_unwrapped(source, "the state dict"))
@@ -54,16 +55,21 @@ def metadata_record(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DamagedCheckpoint(f"{checkpoint.name} has unreadable metadata under {key!r}: {error}.") from error
+        raise DamagedCheckpoint(
+            f"{checkpoint.name} has unreadable metadata under {key!r}: {error}."
+        ) from error
     if not isinstance(record, dict):
-        raise DamagedCheckpoint(f"{checkpoint.name} has metadata under {key!r} that is no JSON object.")
+        raise DamagedCheckpoint(
+            f"{checkpoint.name} has metadata under {key!r} that is no JSON object."
+        )
     return record
 
 
 def _is_torch_file(path: Path) -> bool:
     with open(path, "rb") as handle:
         start = handle.read(9)
-    # A zip archive, or a pickle of protocol 2 and above; a safetensors file has its header's "{" at byte 8.
+    # A zip archive, or a pickle of protocol 2 and above; a safetensors file has its header's "{" at
+    # byte 8.
     return start.startswith(b"PK") or (start.startswith(b"\x80") and start[8:9] != b"{")
 
 
@@ -73,31 +79,56 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as safetensors ({error}): it is truncated, damaged or something else. "
+            f"{path.name} can't be read as safetensors ({error}): it is truncated, damaged or "
+            f"something else. "
             "Download or export it again."
         ) from error
 
 
 def _read_torch(path: Path) -> Any:
+    # Files of PyTorch before 1.6 are no zip archives and can't be mapped; and torch goes by the
+    # ending .safetensors, so that a misnamed file must come as a stream.
+    mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
-        # Files of PyTorch before 1.6 are no zip archives and can't be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with open(path, "rb") as handle:
+            source = path if mapped else handle
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(
-            f"{path.name} is damaged, or holds more than tensors and could run code when read, so it was refused: "
+            f"{path.name} is damaged, or holds more than tensors and could run code when read, so "
+            f"it was refused: "
             "get a .safetensors version of it."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+    ) as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as a PyTorch file ({error}): it is truncated or damaged. Download it again."
+            f"{path.name} can't be read as a PyTorch file ({error}): it is truncated or damaged. "
+            f"Download it again."
         ) from error
 
 
 def _unwrapped(content: Any, name: str) -> StateDict:
-    """The tensors of a file, out of the `state_dict` entry that training checkpoints wrap them in."""
+    """The tensors of a file.
+
+    Out of the `state_dict` entry that training checkpoints wrap them in.
+    """
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not tensors:
-        raise UnsupportedCheckpoint(f"{name} holds no tensors by name: it is no checkpoint of a network.")
+        raise UnsupportedCheckpoint(
+            f"{name} holds no tensors by name: it is no checkpoint of a network."
+        )
     return tensors

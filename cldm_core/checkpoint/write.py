@@ -17,12 +17,17 @@ CONFIG_KEY = "cldm_core.config"
 
 
 def config_metadata(config: UNetConfig | ControlNetConfig) -> dict[str, str]:
-    """A file's metadata that carries the configuration, so that nothing about the file must be guessed."""
+    """A file's metadata that carries the configuration.
+
+    So that nothing about the file must be guessed.
+    """
     kind = "unet" if isinstance(config, UNetConfig) else "controlnet"
     return {CONFIG_KEY: json.dumps({"kind": kind, **config.to_dict()})}
 
 
-def save(state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+def save(
+    state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Writes safetensors under a temporary name, syncs and renames: the file is whole or absent.
 
     Values of the metadata that are no strings are written as JSON.

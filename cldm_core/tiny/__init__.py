@@ -1,7 +1,11 @@
-"""The embedded model: Stable Diffusion 1.x in small, with two ControlNets; a demonstration that needs no download."""
+"""The embedded model: Stable Diffusion 1.x in small.
+
+With two ControlNets; a demonstration that needs no download.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,18 +19,24 @@ from ..pipeline import Pipeline
 from .vae import TinyVAE
 
 WEIGHTS = Path(__file__).parent / "weights"
+EXAMPLE = Path(__file__).parent / "example.png"
+EXAMPLE_PROMPT = "raccoon"
 SIZE = 128
 CONTROLS = ("canny", "mask")
-SCALE_KEY = "scale_factor"
 
 
 def weights(name: str) -> Path:
-    """The file of "unet", "vae", "text", or of a ControlNet in CONTROLS; raises CldmError for other names."""
+    """The file of "unet", "vae".
+
+    "text", or of a ControlNet in CONTROLS; raises CldmError for other names.
+    """
     if name in CONTROLS:
         return WEIGHTS / f"control_{name}.safetensors"
     if name in ("unet", "vae", "text"):
         return WEIGHTS / f"{name}.safetensors"
-    raise CldmError(f"The embedded model has no part {name!r}: choose unet, vae, text, {', '.join(CONTROLS)}.")
+    raise CldmError(
+        f"The embedded model has no part {name!r}: choose unet, vae, text, {', '.join(CONTROLS)}."
+    )
 
 
 def load_control(name: str) -> ControlNet:
@@ -35,8 +45,17 @@ def load_control(name: str) -> ControlNet:
 
 
 def scale_factor() -> float:
-    """What latents are multiplied with before the UNet sees them (0.18215 in Stable Diffusion 1)."""
-    return float(read(weights("vae")).metadata[SCALE_KEY])
+    """What latents are multiplied with for the UNet (0.18215 in Stable Diffusion 1)."""
+    return float(read(weights("vae")).metadata["scale_factor"])
+
+
+def latent_rgb() -> tuple[list[list[float]], list[float]]:
+    """A linear map from scaled latents to RGB in [-1.
+
+    1] for previews: a row for each channel, and the bias.
+    """
+    *rows, bias = json.loads(read(weights("vae")).metadata["latent_rgb"])
+    return rows, bias
 
 
 def load_vae() -> TinyVAE:
@@ -47,7 +66,7 @@ def load_vae() -> TinyVAE:
 
 
 class ScaledVAE:
-    """The autoencoder with latents scaled for the UNet, as Pipeline wants it."""
+    """The autoencoder, in fp32, with latents scaled for the UNet, as Pipeline wants it."""
 
     def __init__(self, vae: TinyVAE, scale: float) -> None:
         self.vae, self.scale = vae, scale
@@ -56,7 +75,7 @@ class ScaledVAE:
         return self.vae.encode(pixels) * self.scale
 
     def decode(self, latents: Tensor, /) -> Tensor:
-        return self.vae.decode(latents / self.scale)
+        return self.vae.decode(latents.float() / self.scale)
 
 
 class TinyText:
@@ -76,7 +95,9 @@ class TinyText:
         return embeddings
 
 
-def load_pipeline() -> Pipeline:
+def load_pipeline(
+    *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Pipeline:
     """The embedded model, ready to sample pictures of 128x128."""
-    unet = load_unet(weights("unet"), dtype=torch.float32)
-    return Pipeline(unet, ScaledVAE(load_vae(), scale_factor()), TinyText())
+    unet = load_unet(weights("unet"), dtype=dtype, device=device)
+    return Pipeline(unet, ScaledVAE(load_vae().to(device), scale_factor()), TinyText())

@@ -1,4 +1,7 @@
-"""Latents and hints of all training pictures, each in several placements, computed once and kept on disk."""
+"""Latents and hints of all training pictures.
+
+Each in several placements, computed once and kept on disk.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,17 @@ HintOf = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Cache:
-    """latents: (pictures, VARIANTS, 4, 16, 16), unscaled; hints: name to bits (pictures, VARIANTS, 128, 16) uint8."""
+    """latents: (pictures, VARIANTS.
+
+    4, 16, 16), unscaled; hints: name to bits (pictures, VARIANTS, 128, 16) uint8.
+    """
 
     latents: Tensor
     hints: Mapping[str, Array]
 
     @property
     def scale(self) -> float:
-        """The factor that gives the latents a deviation of 1 (Stable Diffusion's `scale_factor`)."""
+        """What gives the latents a deviation of 1 (Stable Diffusion's `scale_factor`)."""
         return 1 / float(self.latents.std())
 
     def hint(self, name: str, pictures: Sequence[int], variants: Sequence[int]) -> Tensor:
@@ -44,7 +50,11 @@ class Cache:
 
 def _placements(index: int) -> list[Array]:
     rng = np.random.default_rng((SEED, index))
-    return [placement(), placement(flip=True), *(random_placement(rng) for _ in range(VARIANTS - 2))]
+    return [
+        placement(),
+        placement(flip=True),
+        *(random_placement(rng) for _ in range(VARIANTS - 2)),
+    ]
 
 
 def _encode(emoji: Emoji, index: int, vae: TinyVAE, hints: Mapping[str, HintOf]) -> dict[str, Any]:
@@ -58,7 +68,9 @@ def _encode(emoji: Emoji, index: int, vae: TinyVAE, hints: Mapping[str, HintOf])
     return {"latents": latents, **bits}
 
 
-def build_cache(pictures: Sequence[Emoji], vae: TinyVAE, hints: Mapping[str, HintOf], path: Path) -> Cache:
+def build_cache(
+    pictures: Sequence[Emoji], vae: TinyVAE, hints: Mapping[str, HintOf], path: Path
+) -> Cache:
     """Reads the cache, or computes and writes it."""
     if not path.exists():
         rows = [_encode(emoji, index, vae, hints) for index, emoji in enumerate(pictures)]

@@ -1,4 +1,7 @@
-"""The pictures of the embedded model: Fluent Emoji 3D (MIT, (c) Microsoft) on white, with captions from emojilib (MIT)."""
+"""The pictures of the embedded model.
+
+Fluent Emoji 3D (MIT, (c) Microsoft) on white, with captions from emojilib (MIT).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ SIZE = 128
 HELD_OUT = 64
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 REGIONAL_INDICATORS = frozenset(range(0x1F1E6, 0x1F200))
-# Unicode's category "Flags", whose pictures come from another artist's set: two regional letters, or one of these first.
+# Unicode's category "Flags", whose pictures come from another artist's set: two regional letters,
+# or one of these first.
 FLAG_STARTS = frozenset({0x1F38C, 0x1F3C1, 0x1F3F3, 0x1F3F4, 0x1F6A9})
 VARIATION_SELECTOR = "\ufe0f"
 
@@ -27,7 +31,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture: its file's stem, its name and keywords, and premultiplied RGBA (256, 256, 4) float32 in [0, 1]."""
+    """One picture: its file's stem.
+
+    Its name and keywords, and premultiplied RGBA (256, 256, 4) float32 in [0, 1].
+    """
 
     stem: str
     words: tuple[str, ...]
@@ -43,7 +50,9 @@ def _keywords(archive: Path) -> dict[str, tuple[str, ...]]:
     with tarfile.open(archive) as tar:
         member = tar.extractfile("package/dist/emoji-en-US.json")
         if member is None:
-            raise CldmError(f"{archive} is not the npm package emojilib: it holds no emoji-en-US.json.")
+            raise CldmError(
+                f"{archive} is not the npm package emojilib: it holds no emoji-en-US.json."
+            )
         table = json.load(member)
     return {
         key.replace(VARIATION_SELECTOR, ""): tuple(word.replace("_", " ") for word in words)
@@ -53,13 +62,16 @@ def _keywords(archive: Path) -> dict[str, tuple[str, ...]]:
 
 def _wanted(codes: Sequence[int]) -> bool:
     """Leaves out skin tones (near duplicates) and flags."""
-    return not (SKIN_TONES & set(codes) or REGIONAL_INDICATORS & set(codes) or codes[0] in FLAG_STARTS)
+    return not (
+        SKIN_TONES & set(codes) or REGIONAL_INDICATORS & set(codes) or codes[0] in FLAG_STARTS
+    )
 
 
 def load_emoji(pictures: Path, keywords: Path) -> list[Emoji]:
     """All pictures that have a caption, sorted by file name.
 
-    pictures: the npm package @lobehub/fluent-emoji-3d 1.1.0 as a .tgz; keywords: emojilib 4.0.3 as a .tgz.
+    pictures: the npm package @lobehub/fluent-emoji-3d 1.1.0 as a .tgz; keywords: emojilib 4.0.3 as
+    a .tgz.
     """
     import cv2
 
@@ -80,19 +92,28 @@ def load_emoji(pictures: Path, keywords: Path) -> list[Emoji]:
             rgba[..., :3] *= rgba[..., 3:]
             found.append(Emoji(path.stem, words[text], rgba))
     if not found:
-        raise CldmError(f"{pictures} holds no usable picture: expected the npm package @lobehub/fluent-emoji-3d.")
+        raise CldmError(
+            f"{pictures} holds no usable picture: expected the npm package "
+            f"@lobehub/fluent-emoji-3d."
+        )
     return sorted(found, key=lambda emoji: emoji.stem)
 
 
 def split(pictures: Sequence[Emoji]) -> tuple[list[Emoji], list[Emoji]]:
-    """(training, held out): the held-out ones have the smallest digests of their names, so the choice is blind and stable."""
+    """(training, held out).
+
+    The held-out ones have the smallest digests of their names, so the choice is blind and stable.
+    """
     order = sorted(pictures, key=lambda emoji: hashlib.sha256(emoji.stem.encode()).hexdigest())
     held = {emoji.stem for emoji in order[:HELD_OUT]}
     return [e for e in pictures if e.stem not in held], [e for e in pictures if e.stem in held]
 
 
 def render(emoji: Emoji, matrix: Array | None = None) -> tuple[Array, Array]:
-    """(picture (128, 128, 3) on white, foreground (128, 128)) as float32 in [0, 1]; matrix (2, 3) places it, see `placement`."""
+    """(picture (128, 128, 3) on white.
+
+    Foreground (128, 128)) as float32 in [0, 1]; matrix (2, 3) places it, see `placement`.
+    """
     import cv2
 
     if matrix is None:
@@ -104,7 +125,11 @@ def render(emoji: Emoji, matrix: Array | None = None) -> tuple[Array, Array]:
 
 
 def placement(
-    *, scale: float = 1.0, degrees: float = 0.0, shift: tuple[float, float] = (0.0, 0.0), flip: bool = False
+    *,
+    scale: float = 1.0,
+    degrees: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+    flip: bool = False,
 ) -> Array:
     """The affine matrix (2, 3) about the picture's middle; shift in pixels."""
     middle = (SIZE - 1) / 2

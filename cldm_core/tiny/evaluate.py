@@ -33,13 +33,20 @@ def sample(
     strength: float = 1.0,
     steps: int = STEPS,
 ) -> Picture:
-    """One picture for each prompt, with fixed seeds, with control where a net and hints are given."""
-    settings = Settings(steps=steps, guidance=GUIDANCE, seed=SEED, width=SIZE, height=SIZE, count=len(prompts))
+    """One picture for each prompt.
+
+    With fixed seeds, with control where a net and hints are given.
+    """
+    settings = Settings(
+        steps=steps, guidance=GUIDANCE, seed=SEED, width=SIZE, height=SIZE, count=len(prompts)
+    )
     controls = [] if net is None or hints is None else [Control(net, to_hint(hints), strength)]
     return pipeline(prompts, controls, settings)
 
 
-def adherence(pictures: Picture, hints: Picture, hint_of: HintOfPicture, score: Score) -> list[float]:
+def adherence(
+    pictures: Picture, hints: Picture, hint_of: HintOfPicture, score: Score
+) -> list[float]:
     """The score of each picture's own hint against the one it was to follow."""
     return [
         score(hint_of(picture)[..., 0] > 127, hint[..., 0] > 127)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger("cldm_core")
+
 Metrics = dict[str, float]
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 class Ema:
-    """Exponential moving average of a module's weights, warmed up so that early steps don't linger."""
+    """Exponential moving average of a module's weights.
+
+    Warmed up so that early steps don't linger.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -52,7 +59,9 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.weights.values()), list(module.state_dict().values()), 1 - decay)
+        torch._foreach_lerp_(
+            list(self.weights.values()), list(module.state_dict().values()), 1 - decay
+        )
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
@@ -67,18 +76,18 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 def train(
     name: str,
-    module: nn.Module,
-    loss_of: Callable[[nn.Module, np.random.Generator, torch.Generator], Tensor],
+    module: M,
+    loss_of: Callable[[M, np.random.Generator, torch.Generator], Tensor],
     plan: Plan,
     folder: Path,
     *,
     evaluate: Callable[[dict[str, Tensor]], Metrics] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = log.info,
 ) -> dict[str, Tensor]:
-    """Trains `module` until plan.steps, going on from folder/NAME.pt when there is one; returns the averaged weights.
+    """Trains `module` until plan.steps, going on from folder/NAME.pt; returns averaged weights.
 
-    Each step draws from generators seeded by (seed, step), so a resumed run sees the batches it would have seen.
-    The record of losses and metrics is folder/NAME.jsonl.
+    Each step draws from generators seeded by (seed, step), so a resumed run sees the batches it
+    would have seen. The record of losses and metrics is folder/NAME.jsonl.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / f"{name}.pt"

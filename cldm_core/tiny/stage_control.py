@@ -1,4 +1,7 @@
-"""Stages 3 and 4 of the embedded model: ControlNets on the frozen UNet, from copied weights and zero convolutions."""
+"""Stages 3 and 4 of the embedded model.
+
+ControlNets on the frozen UNet, from copied weights and zero convolutions.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ..attention import sdpa
 from ..controlnet import ControlNet
-from ..pipeline import Pipeline, Picture
+from ..pipeline import Picture, Pipeline
 from ..surgery import add_control
 from .cache import VARIANTS, Cache
 from .data import Emoji
@@ -33,7 +37,10 @@ PROBE_STEPS = 15
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of hint: how it is made from a picture, how adherence to it is scored, how its net is trained."""
+    """A kind of hint: how it is made from a picture.
+
+    How adherence to it is scored, how its net is trained.
+    """
 
     name: str
     hint_of: HintOfPicture
@@ -51,7 +58,10 @@ def train_control(
     pipeline: Pipeline,
     folder: Path,
 ) -> ControlNet:
-    """The trained net, with averaged weights; the record has the adherence on held-out pictures over the steps."""
+    """The trained net, with averaged weights.
+
+    The record has the adherence on held-out pictures over the steps.
+    """
     plan = task.plan
     torch.manual_seed(plan.seed)
     net = add_control(nets.unet, attention=float_attention)
@@ -59,9 +69,9 @@ def train_control(
     probes = held_out[:PROBES]
     hints = np.stack([task.hint_of(picture) for picture in originals(probes)])
 
-    def loss_of(module: nn.Module, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
-        chosen = rng.integers(len(pictures), size=plan.batch)
-        variants = rng.integers(VARIANTS, size=plan.batch)
+    def loss_of(module: ControlNet, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        chosen = rng.integers(len(pictures), size=plan.batch).tolist()
+        variants = rng.integers(VARIANTS, size=plan.batch).tolist()
         clean = latents[chosen, variants]
         tokens = tokenize(tokenizer, captions(pictures, chosen, rng, empty=EMPTY_PROMPTS))
         eps = torch.randn(clean.shape, generator=noise)
@@ -69,9 +79,11 @@ def train_control(
         with torch.autocast("cpu", torch.bfloat16):
             noisy = SCHEDULE.add_noise(clean, eps, timesteps)
             context = nets.text(tokens).last_hidden_state
-            control = module(noisy, None, timesteps, context, hint=cache.hint(task.name, chosen, variants))
+            control = module(
+                noisy, None, timesteps, context, hint=cache.hint(task.name, chosen, variants)
+            )
             predicted = nets.unet(noisy, timesteps, context, control=control)
-        return (predicted.float() - eps).square().mean()
+        return F.mse_loss(predicted.float(), eps)
 
     def evaluate(weights: dict[str, Tensor]) -> Metrics:
         probe = add_control(nets.unet, attention=sdpa)
@@ -80,11 +92,21 @@ def train_control(
         generated: Picture = sample(pipeline, prompts, probe.eval(), hints, steps=PROBE_STEPS)
         return {"adherence": float(np.mean(adherence(generated, hints, task.hint_of, task.score)))}
 
-    net.load_state_dict(train(f"control_{task.name}", net, loss_of, plan, folder, evaluate=evaluate))
-    return net.eval().requires_grad_(False)
+    net.load_state_dict(
+        train(f"control_{task.name}", net, loss_of, plan, folder, evaluate=evaluate)
+    )
+    net.eval().requires_grad_(False)
+    return net
 
 
 CANNY_PLAN = Plan(
-    steps=1500, batch=32, lr=6e-4, seed=3, floor=0.1, ema=0.99, weight_decay=0.01, evaluate_every=100
+    steps=1500,
+    batch=32,
+    lr=6e-4,
+    seed=3,
+    floor=0.1,
+    ema=0.99,
+    weight_decay=0.01,
+    evaluate_every=100,
 )
-MASK_PLAN = replace(CANNY_PLAN, steps=800, seed=4)
+MASK_PLAN = replace(CANNY_PLAN, steps=600, seed=4)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..attention import sdpa
 from ..config import TINY
@@ -54,22 +55,27 @@ def captions(
 
 
 def train_unet(
-    pictures: Sequence[Emoji], cache: Cache, tokenizer: CLIPTokenizer, folder: Path, plan: Plan = PLAN
+    pictures: Sequence[Emoji],
+    cache: Cache,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    plan: Plan = PLAN,
 ) -> TextToLatents:
     """The trained UNet and text encoder, with averaged weights."""
     torch.manual_seed(plan.seed)
     nets = TextToLatents()
     latents = cache.latents * cache.scale
 
-    def loss_of(module: nn.Module, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
-        chosen = rng.integers(len(pictures), size=plan.batch)
+    def loss_of(module: TextToLatents, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        chosen = rng.integers(len(pictures), size=plan.batch).tolist()
         clean = latents[chosen, rng.integers(VARIANTS, size=plan.batch)]
         tokens = tokenize(tokenizer, captions(pictures, chosen, rng, empty=EMPTY_PROMPTS))
         eps = torch.randn(clean.shape, generator=noise)
         timesteps = torch.randint(SCHEDULE.timesteps, (plan.batch,), generator=noise)
         with torch.autocast("cpu", torch.bfloat16):
             predicted = module(SCHEDULE.add_noise(clean, eps, timesteps), timesteps, tokens)
-        return (predicted.float() - eps).square().mean()
+        return F.mse_loss(predicted.float(), eps)
 
     nets.load_state_dict(train("unet", nets, loss_of, plan, folder))
-    return nets.eval().requires_grad_(False)
+    nets.eval().requires_grad_(False)
+    return nets

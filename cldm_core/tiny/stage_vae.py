@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Emoji, random_placement, render
@@ -28,32 +28,40 @@ def pixels(pictures: Sequence[np.ndarray]) -> Tensor:
 def psnr(vae: TinyVAE, pictures: Tensor) -> float:
     """Mean peak signal-to-noise ratio of the reconstructions, dB, over pictures in [-1, 1]."""
     with torch.no_grad():
-        error = torch.stack([(vae.decode(vae.encode(p[None])) - p[None]).square().mean() / 4 for p in pictures])
+        error = torch.stack(
+            [(vae.decode(vae.encode(p[None])) - p[None]).square().mean() / 4 for p in pictures]
+        )
     return float((-10 * error.log10()).mean())
 
 
 def _augmented(emoji: Emoji, rng: np.random.Generator) -> np.ndarray:
     picture, _ = render(emoji, random_placement(rng, low=0.8, high=1.4))
-    # Half of the pictures with swapped channels: emoji are mostly yellow, and greens would be learned late.
+    # Half of the pictures with swapped channels: emoji are mostly yellow, and greens would be
+    # learned late.
     return picture[..., rng.permutation(3)] if rng.integers(2) else picture
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 + gradient L1 + squared error, on [0, 1]: the first two keep edges, the last is what PSNR measures."""
+    """L1 + gradient L1 + squared error.
+
+    On [0, 1]: the first two keep edges, the last is what PSNR measures.
+    """
     loss = F.l1_loss(output, target) + 4 * F.mse_loss(output, target)
     for dim in (2, 3):
         loss = loss + 0.5 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))
     return loss
 
 
-def train_vae(pictures: Sequence[Emoji], held_out: Sequence[Emoji], folder: Path, plan: Plan = PLAN) -> TinyVAE:
+def train_vae(
+    pictures: Sequence[Emoji], held_out: Sequence[Emoji], folder: Path, plan: Plan = PLAN
+) -> TinyVAE:
     """The trained autoencoder; the record has the PSNR on the held-out pictures."""
     torch.manual_seed(plan.seed)
-    vae = TinyVAE().to(memory_format=torch.channels_last)
+    vae = TinyVAE().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     probe = pixels([render(emoji)[0] for emoji in held_out])
 
-    def loss_of(module: nn.Module, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
-        chosen = rng.integers(len(pictures), size=plan.batch)
+    def loss_of(module: TinyVAE, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        chosen = rng.integers(len(pictures), size=plan.batch).tolist()
         target = pixels([_augmented(pictures[i], rng) for i in chosen]) * 0.5 + 0.5
         with torch.autocast("cpu", torch.bfloat16):
             latents = module.encoder(target)
@@ -67,4 +75,5 @@ def train_vae(pictures: Sequence[Emoji], held_out: Sequence[Emoji], folder: Path
         return {"psnr": psnr(averaged, probe)}
 
     vae.load_state_dict(train("vae", vae, loss_of, plan, folder, evaluate=evaluate))
-    return vae.eval().requires_grad_(False)
+    vae.eval().requires_grad_(False)
+    return vae

@@ -1,6 +1,7 @@
-"""The embedded model's text encoder: a small CLIP text transformer over its own byte-pair vocabulary.
+"""The embedded model's text encoder: a small CLIP over its own byte-pair vocabulary.
 
-The tokenizer's files are CLIP's format, so transformers' CLIPTokenizer reads them, and so does the host.
+The tokenizer's files are CLIP's format, so transformers' CLIPTokenizer reads them, and so does the
+host.
 """
 
 from __future__ import annotations
@@ -43,9 +44,13 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # The trainer counts single characters with and without the suffix too; merges beyond the vocabulary are cut below.
+    # The trainer counts single characters with and without the suffix too; merges beyond the
+    # vocabulary are cut below.
     trainer = trainers.BpeTrainer(
-        vocab_size=2 * VOCABULARY, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=2 * VOCABULARY,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     tokenizer.train_from_iterator((text.lower() for text in texts), trainer)
     single = [*alphabet, *(character + "</w>" for character in alphabet)]
@@ -53,7 +58,9 @@ def build_tokenizer(texts: Iterable[str], folder: Path) -> None:
     tokens = [*single, *("".join(pair) for pair in learned), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     table = {token: index for index, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(table, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        json.dumps(table, ensure_ascii=False, separators=(",", ":")), encoding="utf-8"
+    )
     lines = ["#version: 0.2", *(" ".join(pair) for pair in learned), ""]
     (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
 
@@ -74,13 +81,19 @@ def new_text_encoder() -> CLIPTextModel:
 
 
 def load_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    """The trained text encoder in fp32, from the names that public checkpoints use (`text_model.*`)."""
+    """The trained text encoder in fp32.
+
+    From the names that public checkpoints use (`text_model.*`).
+    """
     model = new_text_encoder()
     own = model.state_dict()
     # transformers 5 dropped the wrapper that gave the names their first part.
     strip = PREFIX if not any(key.startswith(PREFIX) for key in own) else ""
-    model.load_state_dict({key.removeprefix(strip): value.float() for key, value in tensors.items()})
-    return model.eval().requires_grad_(False)
+    model.load_state_dict(
+        {key.removeprefix(strip): value.float() for key, value in tensors.items()}
+    )
+    model.eval().requires_grad_(False)
+    return model
 
 
 def public_names(model: CLIPTextModel) -> dict[str, Tensor]:
@@ -90,6 +103,8 @@ def public_names(model: CLIPTextModel) -> dict[str, Tensor]:
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
     """Token ids (B, LENGTH), cut or padded with the end token as Stable Diffusion 1 does."""
-    batch = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    batch = tokenizer(
+        list(prompts), padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )
     ids: Tensor = batch.input_ids
     return ids

@@ -1,4 +1,7 @@
-"""A small autoencoder in the manner of TAESD (Bohan 2023): convolutions and ReLU only, no attention, no KL term."""
+"""A small autoencoder in the manner of TAESD (Bohan 2023).
+
+Convolutions and ReLU only, no attention, no KL term.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ LATENT_BOUND = 3.0
 
 
 class Clamp(nn.Module):
-    """Keeps values softly within +-LATENT_BOUND, as TAESD does, so that a denoiser's outliers stay harmless."""
+    """Keeps values softly within +-LATENT_BOUND.
+
+    As TAESD does, so that a denoiser's outliers stay harmless.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / LATENT_BOUND) * LATENT_BOUND
@@ -51,7 +57,10 @@ def encoder(width: int, latent_channels: int, ops: Any = nn) -> nn.Sequential:
 
 
 def decoder(width: int, latent_channels: int, ops: Any = nn) -> nn.Sequential:
-    """Latents (B, latent_channels, h, w) to pixels (B, 3, 8h, 8w), about [0, 1]; widths fall as sizes grow."""
+    """Latents (B, latent_channels.
+
+    H, w) to pixels (B, 3, 8h, 8w), about [0, 1]; widths fall as sizes grow.
+    """
     return nn.Sequential(
         Clamp(),
         ops.Conv2d(latent_channels, 4 * width, 3, padding=1),
@@ -75,7 +84,10 @@ def decoder(width: int, latent_channels: int, ops: Any = nn) -> nn.Sequential:
 
 
 class TinyVAE(nn.Module):
-    """Autoencoder of the embedded model: 8 times smaller latents of four channels, deterministic."""
+    """Autoencoder of the embedded model.
+
+    8 times smaller latents of four channels, deterministic.
+    """
 
     def __init__(self, width: int = 32, latent_channels: int = 4, ops: Any = nn) -> None:
         super().__init__()

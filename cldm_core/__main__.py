@@ -1,0 +1,175 @@
+"""The command line: `python -m cldm_core --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import CldmError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; an error of the core is one sentence on standard error and exit code 2."""
+    parser = make_parser()
+    arguments = parser.parse_args(argv)
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        run(arguments)
+    except (CldmError, OSError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cldm_core",
+        description="ControlNet without a host: look into files, make pictures.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_sample(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="a picture, its hint, and what the embedded model makes of both",
+        description="Makes an edge map of a picture and lets the embedded model draw with and "
+        "without it, side by side.",
+    )
+    demo.add_argument(
+        "--picture", type=Path, help="your own picture (default: one that comes with the pack)"
+    )
+    demo.add_argument("--prompt", help="what to draw (default: what the pack's picture shows)")
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("output/demo.png"),
+        help="where the result goes (%(default)s)",
+    )
+    demo.add_argument(
+        "--seed", type=int, default=0, help="another number, another picture (%(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+
+
+def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sample = commands.add_parser(
+        "sample",
+        help="pictures from text and a hint",
+        description="Samples pictures with the embedded model, or with a Stable Diffusion 1.5 or "
+        "2.1 checkpoint.",
+    )
+    sample.add_argument("prompt", help='what the picture should show; "" is allowed')
+    sample.add_argument(
+        "out", type=Path, help="file of the picture; several get numbers before the ending"
+    )
+    sample.add_argument("--negative", default="", help="what the picture should not show")
+    sample.add_argument(
+        "--checkpoint", type=Path, help="a single-file checkpoint (default: the embedded model)"
+    )
+    sample.add_argument(
+        "--prediction",
+        choices=("eps", "v"),
+        default="eps",
+        help="what the checkpoint predicts; v for SD 2.1 at 768 (%(default)s)",
+    )
+    sample.add_argument(
+        "--tokenizer",
+        help="folder with CLIP's vocab.json and merges.txt, or a hub name (with --checkpoint)",
+    )
+    sample.add_argument("--controlnet", help="a ControlNet file, or embedded:canny, embedded:mask")
+    sample.add_argument(
+        "--hint", type=Path, help="the hint, or the picture that --annotator makes it of"
+    )
+    sample.add_argument(
+        "--annotator", help="MODULE:FUNCTION from picture to hint, such as annotators:canny"
+    )
+    sample.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="how strongly the hint is followed (%(default)s)",
+    )
+    sample.add_argument(
+        "--start",
+        type=float,
+        default=0.0,
+        help="share of the steps at which control begins (%(default)s)",
+    )
+    sample.add_argument(
+        "--end",
+        type=float,
+        default=1.0,
+        help="share of the steps at which control ends (%(default)s)",
+    )
+    sample.add_argument(
+        "--guess-mode",
+        action="store_true",
+        help="weak early blocks, no control on the negative side",
+    )
+    sample.add_argument("--steps", type=int, default=25, help="sampling steps (%(default)s)")
+    sample.add_argument(
+        "--guidance", type=float, help="classifier-free guidance (default: 3 embedded, 7.5 else)"
+    )
+    sample.add_argument(
+        "--scheduler",
+        default="ddim",
+        help="ddim, euler, euler_ancestral, dpmpp_2m, unipc (%(default)s)",
+    )
+    sample.add_argument(
+        "--size", type=int, help="side of the square picture (default: the model's own)"
+    )
+    sample.add_argument(
+        "--count", type=int, default=1, help="how many pictures, with seeds one apart (%(default)s)"
+    )
+    sample.add_argument(
+        "--seed", type=int, default=0, help="the first picture's seed (%(default)s)"
+    )
+    sample.add_argument("--device", default="cpu", help="cpu, cuda, mps (%(default)s)")
+    sample.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="number type of the nets (%(default)s)",
+    )
+    sample.set_defaults(run=_sample)
+
+
+def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a checkpoint file holds",
+        description="Says in a line for each file what net it holds: family, hint, number type, "
+        "size.",
+    )
+    inspect.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    inspect.set_defaults(run=_inspect)
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from .commands import demo
+
+    demo(arguments.picture, arguments.prompt, arguments.out, arguments.seed)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    from .commands import sample
+
+    sample(arguments)
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from .checkpoint import inspect_checkpoint
+
+    for file in arguments.files:
+        print(f"{file}: {inspect_checkpoint(file)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Pictures from and to files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .errors import CldmError
+from .pipeline import Picture
+
+
+def read_picture(path: Path, *, alpha: bool = False) -> Picture:
+    """The file as (H, W, 3) uint8 RGB.
+
+    Transparency is laid on white, or kept as (H, W, 4) with `alpha`.
+    """
+    import cv2
+
+    if not path.is_file():
+        raise CldmError(f"There is no picture {path}: check the name and the folder.")
+    # Not cv2.imread: it can't open paths with letters that the system's code page lacks.
+    data = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if data is None:
+        raise CldmError(
+            f"{path} can't be read as a picture: it is damaged or of an unknown kind. Use PNG, "
+            f"JPEG or WebP."
+        )
+    if data.dtype != np.uint8:
+        data = (data / np.iinfo(data.dtype).max * 255).round().astype(np.uint8)
+    if data.ndim == 2:
+        data = np.repeat(data[..., None], 3, axis=-1)
+    data = np.ascontiguousarray(data[..., [2, 1, 0, 3][: data.shape[-1]]])
+    if data.shape[-1] == 4 and not alpha:
+        share = data[..., 3:] / 255
+        data = (data[..., :3] * share + 255 * (1 - share)).round().astype(np.uint8)
+    return np.asarray(data, dtype=np.uint8)
+
+
+def write_picture(picture: Picture, path: Path) -> None:
+    """Writes (H, W, 3) uint8 RGB under a temporary name.
+
+    Then renames; the kind follows the ending.
+    """
+    import cv2
+
+    done, data = cv2.imencode(path.suffix or ".png", picture[..., ::-1])
+    if not done:
+        raise CldmError(
+            f"The picture could not be written as {path.suffix}: use .png, .jpg or .webp."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(data.tobytes())
+    temporary.replace(path)
+
+
+def square(picture: Picture, side: int) -> Picture:
+    """The picture's middle square, scaled to side x side."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    cut = picture[top : top + edge, left : left + edge]
+    method = cv2.INTER_AREA if edge > side else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(cut, (side, side), interpolation=method), dtype=np.uint8)
+
+
+def side_by_side(pictures: Sequence[Picture], titles: Sequence[str], *, scale: int = 2) -> Picture:
+    """Pictures of one size in a row, enlarged, with a title above each."""
+    import cv2
+
+    height, width = (scale * side for side in pictures[0].shape[:2])
+    margin, head = 12, 34
+    sheet = np.full(
+        (height + head + margin, (width + margin) * len(pictures) + margin, 3), 255, np.uint8
+    )
+    for index, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+        left = margin + index * (width + margin)
+        enlarged = cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC)
+        sheet[head : head + height, left : left + width] = enlarged
+        cv2.putText(
+            sheet, title, (left, 23), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA
+        )
+    return sheet

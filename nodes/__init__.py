@@ -1,0 +1,26 @@
+"""The nodes of the pack; the host asks `Extension` for them."""
+
+from __future__ import annotations
+
+from comfy_api.v0_0_2 import ComfyExtension, io
+from typing_extensions import override
+
+from .annotate import ANNOTATOR_NODES
+from .apply import ApplyControlNet, PatchModel
+from .load import LoadControlNet, LoadTinyModel
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadControlNet,
+    LoadTinyModel,
+    ApplyControlNet,
+    PatchModel,
+    *ANNOTATOR_NODES,
+]
+
+
+class Extension(ComfyExtension):
+    """What the pack adds to the host."""
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

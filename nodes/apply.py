@@ -1,0 +1,183 @@
+"""Nodes that put a ControlNet into a graph: on the conditioning, or on the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.v0_0_2 import io
+from torch import Tensor
+
+from .host import HostControl, check_conditioning, patch_model
+
+CATEGORY = "ControlNet-CLDM"
+
+
+def strength_inputs() -> list[io.Input]:
+    """How strongly and when: the same three inputs on both nodes."""
+    return [
+        io.Float.Input(
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=10.0,
+            step=0.01,
+            tooltip="How strongly the picture follows the hint: 0 not at all, 1 as trained.",
+        ),
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="When the control begins, as a share of the noise schedule: 0 is the first "
+            "step.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="When the control ends, as a share of the noise schedule: 1 is the last step.",
+        ),
+    ]
+
+
+def control_input() -> io.Input:
+    return io.ControlNet.Input("control_net", tooltip="A ControlNet from Load ControlNet.")
+
+
+def hint_input() -> io.Input:
+    return io.Image.Input(
+        "image",
+        tooltip="The hint, such as an edge map from Canny. It is fitted to the picture's size; a "
+        "batch gives one hint to "
+        "each picture.",
+    )
+
+
+def with_hint(control_net: Any, image: Tensor, strength: float, window: tuple[float, float]) -> Any:
+    """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1]."""
+    if window[0] > window[1]:
+        raise ValueError(
+            f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
+            f"the first or raise the second."
+        )
+    hint = image.movedim(-1, 1)
+    if isinstance(control_net, HostControl) and control_net.net.config.hint_channels == 3:
+        hint = hint[:, :3]  # a picture with transparency
+    return control_net.copy().set_cond_hint(hint, strength, window)
+
+
+class ApplyControlNet(io.ComfyNode):
+    """The conditioning door: works per prompt and with every sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLDM_ApplyControlNet",
+            display_name="Apply ControlNet (CLDM)",
+            category=CATEGORY,
+            description="Makes the pictures of these prompts follow a hint. Put it between the "
+            "prompts and the sampler; "
+            "chain several for several hints.",
+            inputs=[
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt: what the picture should show."
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt: what it should not show."
+                ),
+                control_input(),
+                hint_input(),
+                *strength_inputs(),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The prompt with the control on it."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="The negative prompt with the control on it."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: list[Any],
+        negative: list[Any],
+        control_net: Any,
+        image: Tensor,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:
+        if isinstance(control_net, HostControl):
+            check_conditioning(control_net.net, positive)
+        if strength == 0:
+            return io.NodeOutput(positive, negative)
+        base = with_hint(control_net, image, strength, (start_percent, end_percent))
+        # One object for both sides and for each chain before it: the host batches rows only of the
+        # same object.
+        controls: dict[int, Any] = {}
+        return io.NodeOutput(
+            *(
+                [controlled(entry, base, controls) for entry in side]
+                for side in (positive, negative)
+            )
+        )
+
+
+def controlled(entry: list[Any], base: Any, controls: dict[int, Any]) -> list[Any]:
+    """One [text, options] entry with `base` in front of the control that it already has."""
+    text, options = entry
+    previous = options.get("control")
+    if id(previous) not in controls:
+        control = base.copy()
+        control.set_previous_controlnet(previous)
+        controls[id(previous)] = control
+    return [text, {**options, "control": controls[id(previous)], "control_apply_to_uncond": False}]
+
+
+class PatchModel(io.ComfyNode):
+    """The MODEL door: the same control for every prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLDM_PatchModel",
+            display_name="Patch Model with ControlNet (CLDM)",
+            category=CATEGORY,
+            description="Makes every picture of this model follow a hint, whatever its prompts: "
+            "for graphs in which the "
+            "prompts can't be reached. Apply ControlNet gives the same pictures and can treat "
+            "each prompt by itself.",
+            inputs=[
+                io.Model.Input("model", tooltip="The base model, of the ControlNet's family."),
+                control_input(),
+                hint_input(),
+                *strength_inputs(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with the control in it.")
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        control_net: Any,
+        image: Tensor,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+    ) -> io.NodeOutput:
+        if not isinstance(control_net, HostControl):
+            raise ValueError(
+                "This control net was not loaded by Load ControlNet (CLDM): load it there, or use "
+                "Apply ControlNet."
+            )
+        control = with_hint(control_net, image, strength, (start_percent, end_percent))
+        return io.NodeOutput(model if strength == 0 else patch_model(model, control))

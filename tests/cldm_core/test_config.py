@@ -1,0 +1,92 @@
+"""Configurations from the original's YAML mappings."""
+
+from typing import Any
+
+import pytest
+from controlnet_pack.cldm_core import SD15, SD21, CldmError, ControlNetConfig, UNetConfig
+
+V15: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "attention_resolutions": [4, 2, 1],
+    "num_res_blocks": 2,
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "transformer_depth": 1,
+    "context_dim": 768,
+    "use_checkpoint": True,
+    "legacy": False,
+}
+V21 = {key: value for key, value in V15.items() if key != "num_heads"} | {
+    "num_head_channels": 64,
+    "use_linear_in_transformer": True,
+    "context_dim": 1024,
+}
+
+
+def test_the_published_mappings_give_the_published_families() -> None:
+    assert UNetConfig.from_params(V15) == SD15
+    assert UNetConfig.from_params(V21) == SD21
+    control = {key: value for key, value in V15.items() if key != "out_channels"}
+    found = ControlNetConfig.from_params({**control, "hint_channels": 3})
+    assert found == ControlNetConfig(SD15)
+
+
+def test_attention_follows_resolutions_blocks_and_depths() -> None:
+    config = UNetConfig.from_params(
+        {**V15, "attention_resolutions": [8, 1], "num_res_blocks": [1, 2, 1, 2],
+         "transformer_depth": [1, 2, 3, 4], "num_attention_blocks": [1, 1, 1, 1]}
+    )  # fmt: skip
+    assert config.num_res_blocks == (1, 2, 1, 2)
+    assert config.transformer_depth == (1, 0, 0, 0, 4, 0)
+    assert config.transformer_depth_output == (4, 0, 0, 0, 0, 0, 0, 0, 1, 0)
+    assert config.transformer_depth_middle == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "heads"),
+    [
+        ({}, (8, 12)),
+        ({"num_head_channels": 32}, (3, 32)),
+        ({"num_head_channels": 40}, (2, 40)),
+        ({"num_head_channels": 40, "legacy": True}, (2, 48)),
+        ({"num_heads": 5}, (5, 19)),
+    ],
+)
+def test_heads_of_96_channels(changes: dict[str, Any], heads: tuple[int, int]) -> None:
+    assert UNetConfig.from_params({**V15, **changes}).heads(96) == heads
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"colour": 1}, "unknown parameters colour"),
+        ({"dims": 3}, "only pictures"),
+        ({"use_spatial_transformer": False}, "only UNets with text cross-attention"),
+        ({"num_res_blocks": [2, 2]}, "2 entries for 4 levels"),
+        ({"num_heads": -1}, "give one of them"),
+        ({"context_dim": None}, "expected the width of the text embeddings"),
+        ({"num_classes": 1000}, "expected none or 'sequential'"),
+        ({"num_classes": "sequential"}, "give both or none"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(CldmError, match=sentence):
+        UNetConfig.from_params({**V15, **changes})
+
+
+def test_a_missing_parameter_is_named() -> None:
+    with pytest.raises(CldmError, match="missing parameters model_channels"):
+        UNetConfig.from_params({k: v for k, v in V15.items() if k != "model_channels"})
+
+
+def test_records_survive_json() -> None:
+    import json
+
+    config = ControlNetConfig(SD21, hint_channels=6)
+    assert ControlNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(CldmError, match="not the configuration of a ControlNet"):
+        ControlNetConfig.from_dict({"hint_channels": 3})

@@ -1,0 +1,150 @@
+"""Whole checkpoints: widths are read from the keys, and every part computes what it was saved from."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from controlnet_pack.cldm_core import TINY, ControlledUNet, UnsupportedCheckpoint, tiny
+from controlnet_pack.cldm_core.pipeline import Settings
+from controlnet_pack.cldm_core.single_file import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    VAE_PREFIX,
+    load_pipeline,
+    load_text_encoder,
+    load_vae,
+)
+from safetensors.torch import save_file
+
+WIDTH = 64
+# diffusers' names to the original's, applied one after the other.
+VAE_NAMES = [
+    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{1 - int(m[1])}.block"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample"),
+    (r"mid_block\.resnets\.0", "mid.block_1"),
+    (r"mid_block\.resnets\.1", "mid.block_2"),
+    (r"mid_block\.attentions\.0", "mid.attn_1"),
+    (r"group_norm", "norm"),
+    (r"to_([qkv])\.", r"\1."),
+    (r"to_out\.0", "proj_out"),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+]
+
+
+def new_vae():
+    from diffusers import AutoencoderKL
+
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    return AutoencoderKL(block_out_channels=[32, 64], layers_per_block=2, **blocks).eval()
+
+
+def original_vae(vae) -> dict[str, torch.Tensor]:
+    state = {}
+    for key, value in vae.state_dict().items():
+        for pattern, name in VAE_NAMES:
+            key = re.sub(pattern, name, key)
+        # The original's attention is made of 1x1 convolutions.
+        is_projection = ".attn_1." in key and "norm" not in key and value.ndim == 2
+        state[VAE_PREFIX + key] = value[..., None, None] if is_projection else value
+    return state
+
+
+def new_clip(layers: int, activation: str):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = {**tiny.text.CONFIG, "hidden_size": WIDTH, "intermediate_size": 128}
+    config |= {"num_attention_heads": 1, "num_hidden_layers": layers, "hidden_act": activation}
+    return CLIPTextModel(CLIPTextConfig(**{**config, "max_position_embeddings": 77})).eval()
+
+
+def public(model) -> dict[str, torch.Tensor]:
+    return tiny.text.public_names(model)
+
+
+def open_clip(model) -> dict[str, torch.Tensor]:
+    """The text encoder as OpenCLIP names it, with a last block that Stable Diffusion 2 leaves out."""
+    state = {key.removeprefix("text_model."): value for key, value in public(model).items()}
+    names = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+    }
+    for layer in (0, 1, 1):
+        source, target = f"encoder.layers.{layer}.", f"transformer.resblocks.{len(names) // 12}."
+        for kind in ("weight", "bias"):
+            attention = [state[f"{source}self_attn.{name}_proj.{kind}"] for name in "qkv"]
+            names[f"{target}attn.in_proj_{kind}"] = torch.cat(attention)
+            names[f"{target}attn.out_proj.{kind}"] = state[f"{source}self_attn.out_proj.{kind}"]
+            for ours, theirs in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
+                                 ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
+                names[f"{target}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
+    return {OPEN_CLIP_PREFIX + key: value for key, value in names.items()}
+
+
+def test_the_autoencoder_is_the_same() -> None:
+    vae = new_vae()
+    loaded = load_vae(original_vae(vae))
+    pixels = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+        assert torch.equal(loaded.encode(pixels).latent_dist.mode(), latents)
+        assert torch.equal(loaded.decode(latents).sample, vae.decode(latents).sample)
+
+
+@pytest.mark.parametrize("kind", ["clip", "open_clip"])
+def test_the_text_encoder_is_the_same(kind: str) -> None:
+    model = new_clip(2, "quick_gelu" if kind == "clip" else "gelu")
+    state = open_clip(model)
+    if kind == "clip":
+        state = {CLIP_PREFIX + key: value for key, value in public(model).items()}
+    ids = torch.arange(10)[None]
+    expected = model(ids).last_hidden_state
+    assert torch.equal(load_text_encoder(state)(ids).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("kind", ["clip", "open_clip"])
+def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
+    clip = new_clip(2, "quick_gelu")
+    text = {CLIP_PREFIX + k: v for k, v in public(clip).items()} if kind == "clip" else open_clip(clip)
+    unet = ControlledUNet(replace(TINY, context_dim=WIDTH)).state_dict()
+    path = tmp_path / "model.safetensors"
+    state = {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | text
+    save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
+    pipeline = load_pipeline(path, tokenizer=str(tiny.WEIGHTS), prediction="v")
+    # This VAE halves sizes once, so the picture is a quarter of what it will be with a real one.
+    pictures = pipeline(["a cat", ""], (), Settings(steps=2, width=64, height=64, count=2))
+    assert pictures.shape == (2, 16, 16, 3)
+
+
+def test_open_clip_pads_with_zeros(tmp_path: Path) -> None:
+    from controlnet_pack.cldm_core.single_file import TextEncoder, load_tokenizer
+
+    seen = []
+
+    class Model:
+        device = "cpu"
+        config = type("Config", (), {"pad_token_id": 0})
+
+        def __call__(self, ids: torch.Tensor):
+            seen.append(ids)
+            return type("Output", (), {"last_hidden_state": ids})
+
+    TextEncoder(Model(), load_tokenizer(str(tiny.WEIGHTS)))(["face"])
+    start, end = tiny.text.CONFIG["bos_token_id"], tiny.text.CONFIG["eos_token_id"]
+    row = seen[0][0].tolist()
+    assert row[0] == start
+    assert row.count(end) == 1
+    assert set(row[row.index(end) + 1 :]) == {0}
+
+
+def test_missing_parts_are_named() -> None:
+    with pytest.raises(UnsupportedCheckpoint, match="has no autoencoder"):
+        load_vae({"a": torch.zeros(1)})
+    with pytest.raises(UnsupportedCheckpoint, match="has no text encoder"):
+        load_text_encoder({"a": torch.zeros(1)})

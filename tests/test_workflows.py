@@ -1,0 +1,112 @@
+"""The workflows hold against what a real host said about its nodes and ours (tests/data)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
+NODES: dict[str, dict[str, Any]] = json.loads(OBJECT_INFO.read_text(encoding="utf-8"))
+# What an input is drawn as: a widget for these types and for lists of choices, else a socket.
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+
+def inputs_of(node: dict[str, Any]) -> dict[str, Any]:
+    declared = node["input"]
+    return {**declared.get("required", {}), **declared.get("optional", {})}
+
+
+def widgets_of(node: dict[str, Any]) -> list[str]:
+    """Names of a node's widgets in the editor's order, with the one that the editor adds to seeds."""
+    names = []
+    for name, (kind, *options) in inputs_of(node).items():
+        if isinstance(kind, list) or kind in WIDGET_TYPES:
+            names.append(name)
+            if options and options[0].get("control_after_generate"):
+                names.append("control_after_generate")
+    return names
+
+
+def editor(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def prompt(path: Path) -> dict[str, Any]:
+    return editor(path.parent / "api" / path.name)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_nodes_exist_with_these_sockets_and_widgets(path: Path) -> None:
+    for node in editor(path)["nodes"]:
+        declared = NODES[node["type"]]
+        widgets = widgets_of(declared)
+        sockets = [name for name in inputs_of(declared) if name not in widgets]
+        assert [entry["name"] for entry in node["inputs"]] == sockets, node["type"]
+        assert len(node["widgets_values"]) == len(widgets), node["type"]
+        assert [entry["name"] for entry in node["outputs"]] == declared["output_name"]
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_api_prompt_is_the_same_graph(path: Path) -> None:
+    graph, calls = editor(path), prompt(path)
+    sources = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    assert {str(node["id"]) for node in graph["nodes"]} == set(calls)
+    for node in graph["nodes"]:
+        call = calls[str(node["id"])]
+        wires = {entry["name"]: sources[entry["link"]] for entry in node["inputs"]}
+        names = widgets_of(NODES[node["type"]])
+        values = dict(zip(names, node["widgets_values"], strict=True))
+        values.pop("control_after_generate", None)
+        assert call["class_type"] == node["type"]
+        assert call["inputs"] == {**values, **wires}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_links_agree_at_both_ends(path: Path) -> None:
+    graph = editor(path)
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert graph["last_node_id"] == max(nodes)
+    assert graph["last_link_id"] == max(link[0] for link in graph["links"])
+    for number, source, output, target, slot, kind in graph["links"]:
+        assert number in nodes[source]["outputs"][output]["links"]
+        assert nodes[source]["outputs"][output]["type"] == kind
+        assert nodes[target]["inputs"][slot] == {
+            "name": nodes[target]["inputs"][slot]["name"], "type": kind, "link": number,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_comfy_lint_finds_nothing(path: Path) -> None:
+    command = [Path(sys.executable).parent / "comfy-lint", "--schema-cache", OBJECT_INFO]
+    done = subprocess.run(
+        [*command, path.parent / "api" / path.name], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_thumbnail_stands_beside(path: Path) -> None:
+    thumbnail = path.with_suffix(".jpg").read_bytes()
+    assert thumbnail[:2] == b"\xff\xd8"
+    assert len(thumbnail) < 100_000
+
+
+def test_every_node_of_ours_is_shown_by_a_workflow() -> None:
+    ours = {name for name in NODES if name.startswith("CLDM_")}
+    used = {node["type"] for path in WORKFLOWS for node in editor(path)["nodes"]}
+    assert ours
+    assert ours <= used
+
+
+def test_the_readme_names_every_node_and_workflow() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, node in NODES.items():
+        if name.startswith("CLDM_"):
+            assert f"| {node['display_name']} |" in readme
+    for path in WORKFLOWS:
+        assert f"(workflows/{path.name})" in readme
