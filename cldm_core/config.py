@@ -143,7 +143,10 @@ class UNetConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
         """The record that `to_dict` wrote; raises CldmError for names or counts that don't fit."""
         try:
-            return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+            fields: dict[str, Any] = {
+                key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+            }
+            return cls(**fields)
         except TypeError as error:
             raise CldmError(f"This is not the configuration of a UNet: {error}.") from error
 

@@ -22,13 +22,13 @@ def read_picture(path: Path, *, alpha: bool = False) -> Picture:
         raise CldmError(f"There is no picture {path}: check the name and the folder.")
     # Not cv2.imread: it can't open paths with letters that the system's code page lacks.
     data = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if data is None:
+    if data is None or data.dtype not in (np.uint8, np.uint16):
         raise CldmError(
             f"{path} can't be read as a picture: it is damaged or of an unknown kind. Use PNG, "
             f"JPEG or WebP."
         )
-    if data.dtype != np.uint8:
-        data = (data / np.iinfo(data.dtype).max * 255).round().astype(np.uint8)
+    if data.dtype == np.uint16:
+        data = (data / 257).round().astype(np.uint8)
     if data.ndim == 2:
         data = np.repeat(data[..., None], 3, axis=-1)
     data = np.ascontiguousarray(data[..., [2, 1, 0, 3][: data.shape[-1]]])

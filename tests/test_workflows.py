@@ -22,7 +22,10 @@ def inputs_of(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def widgets_of(node: dict[str, Any]) -> list[str]:
-    """Names of a node's widgets in the editor's order, with the one that the editor adds to seeds."""
+    """Names of a node's widgets in the editor's order.
+
+    With the one that the editor adds to seeds.
+    """
     names = []
     for name, (kind, *options) in inputs_of(node).items():
         if isinstance(kind, list) or kind in WIDGET_TYPES:

@@ -88,6 +88,8 @@ def load_emoji(pictures: Path, keywords: Path) -> list[Emoji]:
             if handle is None or text not in words or not _wanted(codes):
                 continue
             bgra = cv2.imdecode(np.frombuffer(handle.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+            if bgra is None:
+                raise CldmError(f"{member.name} in {pictures} can't be read as a picture.")
             rgba = bgra[:256, :256, [2, 1, 0, 3]].astype(np.float32) / 255
             rgba[..., :3] *= rgba[..., 3:]
             found.append(Emoji(path.stem, words[text], rgba))

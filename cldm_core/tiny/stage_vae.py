@@ -57,7 +57,8 @@ def train_vae(
 ) -> TinyVAE:
     """The trained autoencoder; the record has the PSNR on the held-out pictures."""
     torch.manual_seed(plan.seed)
-    vae = TinyVAE().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = TinyVAE()
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     probe = pixels([render(emoji)[0] for emoji in held_out])
 
     def loss_of(module: TinyVAE, rng: np.random.Generator, noise: torch.Generator) -> Tensor:

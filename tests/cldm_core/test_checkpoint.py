@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from controlnet_pack.cldm_core import (
     SD15,
     SD21,
@@ -26,7 +28,6 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.checkpoint import config_metadata, inspect_checkpoint, read, save
 from controlnet_pack.cldm_core.checkpoint.detect import controlnet_config, unet_config
-from safetensors.torch import save_file
 
 SMALL = replace(TINY, model_channels=32, num_head_channels=32, context_dim=16)
 VARIANTS = [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from controlnet_pack.cldm_core import tiny
 from controlnet_pack.cldm_core.pictures import read_picture, write_picture
 
@@ -54,7 +55,10 @@ def test_sample_with_a_hint_made_by_an_annotator(tmp_path: Path) -> None:
         (("inspect", "README.md"), "can't be read as safetensors"),
         (("sample", "a", "b.png", "--hint", "c.png"), "add --controlnet FILE"),
         (("sample", "a", "b.png", "--controlnet", "embedded:canny"), "add --hint PICTURE"),
-        (("sample", "a", "b.png", "--controlnet", "embedded:pose", "--hint", "x"), "no part 'pose'"),
+        (
+            ("sample", "a", "b.png", "--controlnet", "embedded:pose", "--hint", "x"),
+            "no part 'pose'",
+        ),
         (("sample", "a", "b.png", "--checkpoint", "nowhere.ckpt"), "There is no file nowhere.ckpt"),
     ],
 )

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from controlnet_pack.cldm_core import SD15, SD21, CldmError, ControlNetConfig, UNetConfig
 
 V15: dict[str, Any] = {

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+
 from controlnet_pack.cldm_core import (
     TINY,
-    ControlledUNet,
     ControlLDM,
+    ControlledUNet,
     ControlNet,
     ControlNetConfig,
     FamilyMismatch,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from controlnet_pack.cldm_core import CldmError, NoiseSchedule
 
 SCHEDULE = NoiseSchedule()
@@ -25,7 +26,9 @@ def test_the_target_leads_back_to_the_latents(prediction: str) -> None:
     target = SCHEDULE.target(latents, noise, timesteps, prediction)
     alpha, sigma = SCHEDULE.coefficients(timesteps, latents)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(alpha))
-    found = (noisy - sigma * target) / alpha if prediction == "eps" else alpha * noisy - sigma * target
+    found = (
+        (noisy - sigma * target) / alpha if prediction == "eps" else alpha * noisy - sigma * target
+    )
     torch.testing.assert_close(found, latents, rtol=1e-3, atol=1e-4)
 
 

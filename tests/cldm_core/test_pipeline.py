@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from controlnet_pack.cldm_core import TINY, CldmError, ControlledUNet, ControlNet, add_control
 from controlnet_pack.cldm_core.pipeline import (
     SCHEDULERS,
@@ -115,9 +116,7 @@ def test_two_controls_add_up_in_any_order(parts: tuple[Pipeline, ControlNet]) ->
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_samples_and_repeats(
-    parts: tuple[Pipeline, ControlNet], name: str
-) -> None:
+def test_every_scheduler_samples_and_repeats(parts: tuple[Pipeline, ControlNet], name: str) -> None:
     settings = Settings(**{**vars(SMALL), "scheduler": name})
     first = parts[0]("cat", (), settings)
     assert np.array_equal(first, parts[0]("cat", (), settings))

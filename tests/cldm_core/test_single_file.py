@@ -1,4 +1,7 @@
-"""Whole checkpoints: widths are read from the keys, and every part computes what it was saved from."""
+"""Whole checkpoints: widths are read from the keys.
+
+And every part computes what it was saved from.
+"""
 
 import re
 from dataclasses import replace
@@ -6,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from controlnet_pack.cldm_core import TINY, ControlledUNet, UnsupportedCheckpoint, tiny
 from controlnet_pack.cldm_core.pipeline import Settings
 from controlnet_pack.cldm_core.single_file import (
@@ -16,7 +21,6 @@ from controlnet_pack.cldm_core.single_file import (
     load_text_encoder,
     load_vae,
 )
-from safetensors.torch import save_file
 
 WIDTH = 64
 # diffusers' names to the original's, applied one after the other.
@@ -39,7 +43,10 @@ VAE_NAMES = [
 def new_vae():
     from diffusers import AutoencoderKL
 
-    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+    }
     return AutoencoderKL(block_out_channels=[32, 64], layers_per_block=2, **blocks).eval()
 
 
@@ -67,7 +74,10 @@ def public(model) -> dict[str, torch.Tensor]:
 
 
 def open_clip(model) -> dict[str, torch.Tensor]:
-    """The text encoder as OpenCLIP names it, with a last block that Stable Diffusion 2 leaves out."""
+    """The text encoder as OpenCLIP names it.
+
+    With a last block that Stable Diffusion 2 leaves out.
+    """
     state = {key.removeprefix("text_model."): value for key, value in public(model).items()}
     names = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
@@ -111,10 +121,14 @@ def test_the_text_encoder_is_the_same(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["clip", "open_clip"])
 def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     clip = new_clip(2, "quick_gelu")
-    text = {CLIP_PREFIX + k: v for k, v in public(clip).items()} if kind == "clip" else open_clip(clip)
+    text = (
+        {CLIP_PREFIX + k: v for k, v in public(clip).items()} if kind == "clip" else open_clip(clip)
+    )
     unet = ControlledUNet(replace(TINY, context_dim=WIDTH)).state_dict()
     path = tmp_path / "model.safetensors"
-    state = {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | text
+    state = (
+        {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | text
+    )
     save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
     pipeline = load_pipeline(path, tokenizer=str(tiny.WEIGHTS), prediction="v")
     # This VAE halves sizes once, so the picture is a quarter of what it will be with a real one.

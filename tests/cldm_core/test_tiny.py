@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+
 from controlnet_pack.annotators import canny, mask
 from controlnet_pack.cldm_core import CldmError, tiny
 from controlnet_pack.cldm_core.metrics import edge_f1, mask_iou

@@ -4,12 +4,13 @@ import gc
 
 import pytest
 import torch
+
 from controlnet_pack.cldm_core import TINY, ControlledUNet, ControlNet, add_control, weigh
 
 pytestmark = pytest.mark.cuda
 
-# Relative L2 distance of the prediction from that of the CPU in fp32. Rounding of one operation is 6e-8,
-# 5e-4 and 4e-3; some fifty of them stand in a row.
+# Relative L2 distance of the prediction from that of the CPU in fp32. Rounding of one operation is
+# 6e-8, 5e-4 and 4e-3; some fifty of them stand in a row.
 BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
 
 
@@ -25,9 +26,7 @@ def nets() -> tuple[ControlledUNet, ControlNet]:
     return unet.requires_grad_(False).eval(), net.requires_grad_(False).eval()
 
 
-def predict(
-    unet: ControlledUNet, net: ControlNet, device: str, dtype: torch.dtype
-) -> torch.Tensor:
+def predict(unet: ControlledUNet, net: ControlNet, device: str, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(4)
     x, context = (
         torch.randn(shape, generator=generator) for shape in ((2, 4, 16, 16), (2, 32, 128))
@@ -68,7 +67,8 @@ def test_a_training_step_has_the_cpu_s_gradients() -> None:
 def test_memory_is_freed_after_use() -> None:
     torch.cuda.synchronize()
     gc.collect()
-    # cuBLAS and cuDNN keep workspaces from their first call on; that call is made before the measurement.
+    # cuBLAS and cuDNN keep workspaces from their first call on; that call is made before the
+    # measurement.
     predict(*nets(), "cuda", torch.float32)
     gc.collect()
     before = torch.cuda.memory_allocated()

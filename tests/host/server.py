@@ -70,7 +70,7 @@ class HostServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _wait_until_ready(self, timeout: float = 600) -> None:
+    def _wait_until_ready(self, timeout: float = 1200) -> None:
         """Poll /object_info until the host has loaded every node; its first answer takes long."""
         assert self._process is not None
         deadline = time.monotonic() + timeout
