@@ -11,6 +11,7 @@ import math
 from typing import Any, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -292,14 +293,14 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.use_linear:
             h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, h * w, C)
+        h = rearrange(h, "b c h w -> b (h w) c").contiguous()
         if self.use_linear:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
             h = block(h, context)
         if self.use_linear:
             h = self.proj_out(h)
-        h = h.transpose(1, 2).reshape(*x.shape[:1], -1, height, width).contiguous()
+        h = rearrange(h, "b (h w) c -> b c h w", h=height, w=width).contiguous()
         if not self.use_linear:
             h = self.proj_out(h)
         out: Tensor = h + x

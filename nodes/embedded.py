@@ -5,7 +5,7 @@ Its UNet, its CLIP and its VAE objects around our weights.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import comfy.clip_model
 import comfy.latent_formats
@@ -48,7 +48,7 @@ class TinyModel(comfy.supported_models_base.BASE):  # type: ignore[misc]
     Heads of 64 channels, Stable Diffusion's schedule, eps.
     """
 
-    unet_extra_config = {"num_heads": -1, "num_head_channels": 64}
+    unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": 64}
     latent_format = TinyLatent
     memory_usage_factor = 1.0
 

@@ -10,7 +10,7 @@ SCHEDULE = NoiseSchedule()
 
 def test_constants_of_stable_diffusion() -> None:
     share = SCHEDULE.alphas_cumprod()
-    # sigma = sqrt((1 - a) / a) at both ends, as every sampler of SD 1.x prints it: 0.0292 and 14.6146.
+    # sigma = sqrt((1 - a) / a) at both ends, as samplers of SD 1.x print it.
     sigmas = ((1 - share) / share).sqrt()
     assert sigmas[0].item() == pytest.approx(0.0292, abs=1e-4)
     assert sigmas[-1].item() == pytest.approx(14.6146, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Sampling without a host: seeds, windows, guidance, schedulers, and the sentences for what can't be."""
+"""Sampling without a host: seeds, windows, guidance, schedulers, and what is refused."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

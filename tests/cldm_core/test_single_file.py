@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from controlnet_pack.cldm_core.tiny import text
 from safetensors.torch import save_file
 
 from controlnet_pack.cldm_core import TINY, ControlledUNet, UnsupportedCheckpoint, tiny
@@ -64,13 +65,13 @@ def original_vae(vae) -> dict[str, torch.Tensor]:
 def new_clip(layers: int, activation: str):
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = {**tiny.text.CONFIG, "hidden_size": WIDTH, "intermediate_size": 128}
+    config = {**text.CONFIG, "hidden_size": WIDTH, "intermediate_size": 128}
     config |= {"num_attention_heads": 1, "num_hidden_layers": layers, "hidden_act": activation}
     return CLIPTextModel(CLIPTextConfig(**{**config, "max_position_embeddings": 77})).eval()
 
 
 def public(model) -> dict[str, torch.Tensor]:
-    return tiny.text.public_names(model)
+    return text.public_names(model)
 
 
 def open_clip(model) -> dict[str, torch.Tensor]:
@@ -121,13 +122,13 @@ def test_the_text_encoder_is_the_same(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["clip", "open_clip"])
 def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     clip = new_clip(2, "quick_gelu")
-    text = (
+    encoder = (
         {CLIP_PREFIX + k: v for k, v in public(clip).items()} if kind == "clip" else open_clip(clip)
     )
     unet = ControlledUNet(replace(TINY, context_dim=WIDTH)).state_dict()
     path = tmp_path / "model.safetensors"
     state = (
-        {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | text
+        {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | encoder
     )
     save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
     pipeline = load_pipeline(path, tokenizer=str(tiny.WEIGHTS), prediction="v")
@@ -150,7 +151,7 @@ def test_open_clip_pads_with_zeros(tmp_path: Path) -> None:
             return type("Output", (), {"last_hidden_state": ids})
 
     TextEncoder(Model(), load_tokenizer(str(tiny.WEIGHTS)))(["face"])
-    start, end = tiny.text.CONFIG["bos_token_id"], tiny.text.CONFIG["eos_token_id"]
+    start, end = text.CONFIG["bos_token_id"], text.CONFIG["eos_token_id"]
     row = seen[0][0].tolist()
     assert row[0] == start
     assert row.count(end) == 1

@@ -51,7 +51,7 @@ FIT = """(margin) => {
 }"""
 SHOWN = """(ids) => ids.map((id) => app.graph.getNodeById(id)).every((node) => !node ||
     (node.imgs?.length && [...node.imgs].every((i) => i.complete && i.naturalWidth)))"""
-QUIET = "() => !/Job queued|Job added/.test(document.body.innerText)"
+QUIET = "() => !/Job (queued|added|completed)/.test(document.body.innerText)"
 MARGIN = {"left": 90, "right": 30, "top": 130, "bottom": 80}  # what the editor's own bars cover
 
 
