@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from comfy_api.v0_0_2 import io
 
 from ..cldm_core import tiny
@@ -41,10 +43,20 @@ class LoadControlNet(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, control_net_name: str) -> tuple[int, int]:
+        """A file that was written anew under its name is loaded anew."""
+        found = path_of(control_net_name).stat()
+        return found.st_mtime_ns, found.st_size
+
+    @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
-        embedded = EMBEDDED.get(control_net_name)
-        path = tiny.weights(embedded) if embedded else controlnet_path(control_net_name)
-        return io.NodeOutput(load_control(path))
+        return io.NodeOutput(load_control(path_of(control_net_name)))
+
+
+def path_of(control_net_name: str) -> Path:
+    """The file behind a choice of the node."""
+    embedded = EMBEDDED.get(control_net_name)
+    return tiny.weights(embedded) if embedded else controlnet_path(control_net_name)
 
 
 class LoadTinyModel(io.ComfyNode):

@@ -1,0 +1,329 @@
+"""One picture in the real host, by every road: all give the same, bit for bit."""
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from controlnet_pack.cldm_core import TINY, ControlNet, ControlNetConfig, tiny
+from controlnet_pack.cldm_core.checkpoint import config_metadata, save
+
+from .client import HostClient, Result
+from .server import HostServer
+
+ROOT = Path(__file__).resolve().parents[2]
+API = ROOT / "workflows" / "api"
+Prompt = dict[str, dict[str, Any]]
+
+
+def first_picture(steps: int = 4, **apply: Any) -> Prompt:
+    """The workflow with fewer steps, and other settings of its Apply node."""
+    prompt: Prompt = json.loads((API / "first_picture.json").read_text(encoding="utf-8"))
+    find(prompt, "KSampler")["inputs"]["steps"] = steps
+    find(prompt, "CLDM_ApplyControlNet")["inputs"].update(apply)
+    return prompt
+
+
+def find(prompt: Prompt, class_type: str) -> dict[str, Any]:
+    return prompt[node_id(prompt, class_type)]
+
+
+def node_id(prompt: Prompt, class_type: str) -> str:
+    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
+
+
+def with_the_host_s_apply(prompt: Prompt) -> Prompt:
+    changed = copy.deepcopy(prompt)
+    find(changed, "CLDM_ApplyControlNet")["class_type"] = "ControlNetApplyAdvanced"
+    return changed
+
+
+def with_the_host_s_loader(prompt: Prompt) -> Prompt:
+    changed = with_the_host_s_apply(prompt)
+    loader = find(changed, "CLDM_LoadControlNet")
+    loader.update(class_type="ControlNetLoader", inputs={"control_net_name": "canny.safetensors"})
+    return changed
+
+
+def with_our_loader_from_a_file(prompt: Prompt) -> Prompt:
+    changed = copy.deepcopy(prompt)
+    find(changed, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = "canny.safetensors"
+    return changed
+
+
+def through_the_model_door(prompt: Prompt) -> Prompt:
+    changed = copy.deepcopy(prompt)
+    apply, sampler = find(changed, "CLDM_ApplyControlNet"), find(changed, "KSampler")["inputs"]
+    positive, negative = apply["inputs"].pop("positive"), apply["inputs"].pop("negative")
+    apply["class_type"] = "CLDM_PatchModel"
+    apply["inputs"]["model"] = sampler["model"]
+    apply_id = node_id(changed, "CLDM_PatchModel")
+    sampler.update(model=[apply_id, 0], positive=positive, negative=negative)
+    return changed
+
+
+def without_control(prompt: Prompt) -> Prompt:
+    changed = copy.deepcopy(prompt)
+    apply = find(changed, "CLDM_ApplyControlNet")["inputs"]
+    find(changed, "KSampler")["inputs"].update(
+        positive=apply["positive"], negative=apply["negative"]
+    )
+    return changed
+
+
+@pytest.fixture(autouse=True)
+def _files(host: HostServer) -> None:
+    """The embedded net as a file of the host's folder, for both loaders."""
+    shutil.copy(tiny.weights("canny"), host.models("controlnet") / "canny.safetensors")
+
+
+@pytest.fixture
+def run(client: HostClient) -> Callable[[Prompt], np.ndarray]:
+    """The picture that a prompt gives."""
+
+    def picture(prompt: Prompt) -> np.ndarray:
+        result = client.queue(prompt)
+        assert result.status == "success", result.message()
+        (image,) = client.images(result, node_id(prompt, "SaveImage"))
+        return image
+
+    return picture
+
+
+@pytest.mark.parametrize("path", sorted(API.glob("*.json")), ids=lambda path: path.stem)
+def test_the_workflows_give_pictures(host: HostServer, client: HostClient, path: Path) -> None:
+    start = len(host.log())
+    prompt = json.loads(path.read_text(encoding="utf-8"))
+    result = client.queue(prompt)
+    assert result.status == "success", result.message()
+    for image in client.images(result):
+        assert image.shape == (128, 128, 3)
+        assert image.std() > 10, "the picture is empty"
+    steps = find(prompt, "KSampler")["inputs"]["steps"]
+    assert result.progress[-1][1:] == (steps, steps)
+    for word in ("ERROR", "WARNING", "Traceback"):
+        assert word not in host.log(start)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"strength": 0.6}, {"start_percent": 0.3, "end_percent": 0.7}],
+    ids=["plain", "weak", "window"],
+)
+@pytest.mark.parametrize(
+    "road",
+    [
+        with_the_host_s_apply,
+        with_the_host_s_loader,
+        with_our_loader_from_a_file,
+        through_the_model_door,
+    ],
+)
+def test_every_road_gives_the_same_picture(run, road, settings: dict[str, float]) -> None:
+    prompt = first_picture(**settings)
+    expected = run(prompt)
+    assert np.array_equal(run(road(prompt)), expected)
+    assert not np.array_equal(run(without_control(prompt)), expected)
+
+
+@pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
+def test_strength_0_is_no_control(run, road) -> None:
+    prompt = first_picture(strength=0.0)
+    assert np.array_equal(run(road(prompt)), run(without_control(prompt)))
+
+
+def chained(prompt: Prompt, first: str, second: str) -> Prompt:
+    """A second control behind the first: `first` and `second` are classes of loader nodes."""
+    changed = copy.deepcopy(prompt)
+    apply = find(changed, "CLDM_ApplyControlNet")
+    names = {"CLDM_LoadControlNet": "embedded: canny", "ControlNetLoader": "canny.safetensors"}
+    for key, loader in (("100", first), ("101", second)):
+        changed[key] = {"class_type": loader, "inputs": {"control_net_name": names[loader]}}
+    apply["inputs"]["control_net"] = ["100", 0]
+    inputs = {**apply["inputs"], "control_net": ["101", 0], "strength": 0.5}
+    apply_id = node_id(changed, "CLDM_ApplyControlNet")
+    inputs |= {"positive": [apply_id, 0], "negative": [apply_id, 1]}
+    changed["102"] = {"class_type": "CLDM_ApplyControlNet", "inputs": inputs}
+    find(changed, "KSampler")["inputs"].update(positive=["102", 0], negative=["102", 1])
+    return changed
+
+
+def test_chains_mix_with_the_host_s_own_nets(run) -> None:
+    ours, theirs = "CLDM_LoadControlNet", "ControlNetLoader"
+    expected = run(chained(first_picture(), ours, ours))
+    assert not np.array_equal(expected, run(first_picture()))
+    for first, second in ((ours, theirs), (theirs, ours), (theirs, theirs)):
+        assert np.array_equal(run(chained(first_picture(), first, second)), expected)
+
+
+def test_both_doors_add_up(run) -> None:
+    prompt = first_picture()
+    both = through_the_model_door(prompt)
+    patch = find(both, "CLDM_PatchModel")["inputs"]
+    apply = copy.deepcopy(find(prompt, "CLDM_ApplyControlNet"))
+    apply["inputs"]["strength"] = 0.5
+    both["200"] = apply
+    find(both, "KSampler")["inputs"].update(positive=["200", 0], negative=["200", 1])
+    assert patch["strength"] == 1.0
+    ours = "CLDM_LoadControlNet"
+    assert np.array_equal(run(both), run(chained(prompt, ours, ours)))
+
+
+def test_batches_and_hints_of_another_size(run, client: HostClient) -> None:
+    prompt = first_picture()
+    find(prompt, "EmptyLatentImage")["inputs"]["batch_size"] = 2
+    result = client.queue(prompt)
+    assert result.status == "success", result.message()
+    pictures = client.images(result, node_id(prompt, "SaveImage"))
+    assert len(pictures) == 2
+    prompt = first_picture()
+    find(prompt, "EmptyLatentImage")["inputs"].update(width=96, height=160)
+    assert run(prompt).shape == (160, 96, 3)
+
+
+def test_prompts_may_be_empty_weighted_and_long(run) -> None:
+    for text in ("", "(red:1.3) crab", "crab, " * 40):
+        prompt = first_picture(steps=2)
+        find(prompt, "CLIPTextEncode")["inputs"]["text"] = text
+        assert run(prompt).shape == (128, 128, 3)
+
+
+def interrupted(client: HostClient, prompt: Prompt) -> Result:
+    """A run that is stopped at its third step."""
+    stop = HostClient(client.url)
+
+    def at_the_third(_: str, value: int, __: int) -> None:
+        if value == 3:
+            stop.interrupt()
+
+    return client.queue(prompt, on_progress=at_the_third)
+
+
+@pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
+def test_an_interrupted_run_leaves_no_trace(run, client: HostClient, road) -> None:
+    prompt = road(first_picture())
+    expected = run(prompt)
+    long = road(first_picture(steps=200))
+    assert interrupted(client, long).status == "interrupted"
+    find(prompt, "SaveImage")["inputs"]["filename_prefix"] = "again"
+    find(prompt, "KSampler")["inputs"]["denoise"] = 0.9999  # so that the host must sample anew
+    again = run(prompt)
+    assert again.shape == expected.shape
+    find(prompt, "KSampler")["inputs"]["denoise"] = 1.0
+    assert np.array_equal(run(prompt), expected)
+
+
+def other_family(path: Path) -> None:
+    config = ControlNetConfig(replace(TINY, context_dim=192))
+    save(ControlNet(config).half().state_dict(), path, config_metadata(config))
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(tiny.weights("canny").read_bytes()[:100_000])
+
+
+def base_model(path: Path) -> None:
+    shutil.copy(tiny.weights("unet"), path)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (other_family, "reads text embeddings 192 wide, and this prompt's are 128 wide"),
+        (truncated, "it is truncated, damaged or something else"),
+        (base_model, "It holds a base model"),
+    ],
+)
+def test_bad_files_are_refused_with_a_sentence(
+    host: HostServer, client: HostClient, make: Callable[[Path], None], sentence: str
+) -> None:
+    make(host.models("controlnet") / "bad.safetensors")
+    prompt = first_picture()
+    find(prompt, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = "bad.safetensors"
+    result = client.queue(prompt)
+    assert result.status == "error"
+    assert sentence in result.message()
+    assert result.progress == [], "it was refused before sampling"
+
+
+def test_a_model_of_another_family_is_refused_by_the_model_door(
+    host: HostServer, client: HostClient
+) -> None:
+    other_family(host.models("controlnet") / "bad.safetensors")
+    prompt = through_the_model_door(first_picture())
+    find(prompt, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = "bad.safetensors"
+    result = client.queue(prompt)
+    assert result.status == "error"
+    assert "a base model with text embeddings of width 192" in result.message()
+
+
+def test_settings_the_wrong_way_round_are_refused(client: HostClient) -> None:
+    result = client.queue(first_picture(start_percent=0.8, end_percent=0.2))
+    assert result.status == "error"
+    assert "start_percent is 0.8, behind end_percent" in result.message()
+
+
+IN_HOST = """
+import comfy.sample, torch
+host, load, apply = pack("nodes.host"), pack("nodes.embedded"), pack("nodes.apply")
+tiny = pack("cldm_core").tiny if hasattr(pack("cldm_core"), "tiny") else pack("cldm_core.tiny")
+torch.set_grad_enabled(False)
+model, clip = load.load_model(), load.load_clip()
+control = host.load_control(tiny.weights("canny"))
+text = clip.encode_from_tokens_scheduled(clip.tokenize("crab"))
+hint = torch.zeros(1, 128, 128, 3)
+hint[:, 40:80, 40] = 1
+positive, negative = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0).args
+used = positive[0][1]["control"]
+encodings = []
+encode = type(control.net).encode_hint
+type(control.net).encode_hint = lambda net, hint: encodings.append(1) or encode(net, hint)
+
+def sample(callback=None):
+    latent = torch.zeros(1, 4, 16, 16)
+    noise = comfy.sample.prepare_noise(latent, 3)
+    return comfy.sample.sample(model, noise, 4, 3.0, "euler", "normal", positive, negative, latent,
+                               callback=callback, disable_pbar=True)
+
+def fail(step, *_):
+    if step == 2:
+        raise RuntimeError("stopped in mid-sampling")
+
+first = sample()
+once = len(encodings)
+try:
+    sample(fail)
+    stopped = False
+except RuntimeError:
+    stopped = True
+state = [len(used.features), used.model_sampling is None, used.timestep_range is None]
+callbacks = sum(len(found) for kind in model.callbacks.values() for found in kind.values())
+again = sample()
+hint[:, 5, 5] = float("nan")
+try:
+    broken = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0).args[0]
+    positive = broken
+    sample()
+    nan = ""
+except ValueError as error:
+    nan = str(error)
+report(once=once, stopped=stopped, state=state, callbacks=callbacks,
+       equal=torch.equal(first, again), nan=nan, models=len(used.get_models()))
+"""
+
+
+def test_state_of_one_sampling_is_dropped(in_host: Callable[..., dict[str, Any]]) -> None:
+    found = in_host(IN_HOST)
+    assert found["stopped"]
+    assert found["once"] == 1, "the hint is encoded once per sampling"
+    assert found["state"] == [0, True, True]
+    assert found["callbacks"] == 0
+    assert found["equal"]
+    assert found["models"] == 1
+    assert "NaN or infinite" in found["nan"]
