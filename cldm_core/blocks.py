@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention
+from .config import GROUPS
 
-GROUPS = 32
 M = TypeVar("M", bound=nn.Module)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal embedding (N, dim) of timesteps (N,), which may be fractional; cosines first."""
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * exponents)[None]
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    # In the original's order of operations: another one differs in the last bit.
+    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / half)[None]
     embedding = torch.cat([angles.cos(), angles.sin()], dim=-1)
     return F.pad(embedding, (0, dim % 2))
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from .errors import CldmError
 
 Prediction = Literal["eps", "v"]
+GROUPS = 32
+"""Groups of every GroupNorm; widths are multiples of it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class UNetConfig:
             f"transformer_depth has {len(self.transformer_depth)} entries for "
             f"{sum(self.num_res_blocks)} blocks",
         )
+        self._check_widths()
         decoder = sum(self.num_res_blocks) + levels
         _require(
             len(self.transformer_depth_output) == decoder,
@@ -71,6 +74,16 @@ class UNetConfig:
             f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give "
             f"one of them",
         )
+
+    def _check_widths(self) -> None:
+        for mult in self.channel_mult:
+            width = mult * self.model_channels
+            _require(width % GROUPS == 0, f"a level is {width} wide, no multiple of {GROUPS}")
+            _require(
+                self.num_head_channels <= width and self.num_heads <= width,
+                f"a level is {width} wide, too narrow for num_heads {self.num_heads}, "
+                f"num_head_channels {self.num_head_channels}",
+            )
 
     @property
     def time_embed_dim(self) -> int:
@@ -194,9 +207,10 @@ def _require(condition: bool, sentence: str) -> None:
 # Parameters of the original's constructor that change nothing here: training details, and sizes
 # read from the input.
 _WITHOUT_EFFECT = frozenset(
-    {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "n_embed", "num_heads_upsample"}
+    {"image_size", "use_checkpoint", "use_fp16", "use_bf16", "num_heads_upsample"}
 )
-_READ = frozenset(field.name for field in dataclasses.fields(UNetConfig)) | {
+_FIELDS = frozenset(field.name for field in dataclasses.fields(UNetConfig))
+_READ = (_FIELDS - {"transformer_depth_output"}) | {
     "attention_resolutions",
     "dims",
     "global_average_pooling",

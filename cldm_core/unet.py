@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .attention import Attention, sdpa
 from .blocks import (
-    GROUPS,
     Downsample,
     ResBlock,
     SpatialTransformer,
@@ -18,8 +17,8 @@ from .blocks import (
     timestep_embedding,
     zero_module,
 )
-from .config import UNetConfig
-from .errors import FamilyMismatch, ShapeError
+from .config import GROUPS, UNetConfig
+from .errors import CldmError, FamilyMismatch, ShapeError
 from .residuals import Residuals, Slot
 
 
@@ -172,10 +171,14 @@ class ControlledUNet(Encoder):
     """
 
     def __init__(self, config: UNetConfig, ops: Any = nn, *, attention: Attention = sdpa) -> None:
+        if config.channel_mult[0] != 1:
+            raise CldmError(
+                f"A UNet's channel_mult starts with 1, this one's is {config.channel_mult}."
+            )
         super().__init__(config, ops=ops, attention=attention)
         self.output_blocks = self._build_output_blocks()
         self.out = nn.Sequential(
-            ops.GroupNorm(GROUPS, config.model_channels * config.channel_mult[0]),
+            ops.GroupNorm(GROUPS, config.model_channels),
             nn.SiLU(),
             zero_module(ops.Conv2d(config.model_channels, config.out_channels, 3, padding=1)),
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from controlnet_pack.cldm_core.tiny import text
 from safetensors.torch import save_file
 
 from controlnet_pack.cldm_core import TINY, ControlledUNet, UnsupportedCheckpoint, tiny
@@ -22,6 +21,7 @@ from controlnet_pack.cldm_core.single_file import (
     load_text_encoder,
     load_vae,
 )
+from controlnet_pack.cldm_core.tiny import text
 
 WIDTH = 64
 # diffusers' names to the original's, applied one after the other.
@@ -128,7 +128,9 @@ def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     unet = ControlledUNet(replace(TINY, context_dim=WIDTH)).state_dict()
     path = tmp_path / "model.safetensors"
     state = (
-        {f"model.diffusion_model.{k}": v for k, v in unet.items()} | original_vae(new_vae()) | encoder
+        {f"model.diffusion_model.{k}": v for k, v in unet.items()}
+        | original_vae(new_vae())
+        | encoder
     )
     save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
     pipeline = load_pipeline(path, tokenizer=str(tiny.WEIGHTS), prediction="v")
