@@ -79,11 +79,6 @@ class UNetConfig:
         for mult in self.channel_mult:
             width = mult * self.model_channels
             _require(width % GROUPS == 0, f"a level is {width} wide, no multiple of {GROUPS}")
-            _require(
-                self.num_head_channels <= width and self.num_heads <= width,
-                f"a level is {width} wide, too narrow for num_heads {self.num_heads}, "
-                f"num_head_channels {self.num_head_channels}",
-            )
 
     @property
     def time_embed_dim(self) -> int:
@@ -92,9 +87,16 @@ class UNetConfig:
     def heads(self, channels: int) -> tuple[int, int]:
         """(number of heads, channels of a head) of a transformer that is `channels` wide."""
         if self.num_head_channels == -1:
-            return self.num_heads, channels // self.num_heads
-        heads = channels // self.num_head_channels
-        return heads, channels // heads if self.legacy else self.num_head_channels
+            heads = self.num_heads
+        else:
+            heads = channels // self.num_head_channels
+        _require(
+            1 <= heads <= channels,
+            f"a transformer is {channels} wide, too narrow for num_heads {self.num_heads}, "
+            f"num_head_channels {self.num_head_channels}",
+        )
+        given = self.num_head_channels
+        return heads, given if given != -1 and not self.legacy else channels // heads
 
     def self_attention_off(self, level: int) -> bool:
         """True where the first attention of a transformer reads the context too."""

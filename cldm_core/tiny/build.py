@@ -123,29 +123,29 @@ class Build:
         log.info("%s", json.dumps(figures, indent=1))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cldm_core.tiny.build",
         description="Trains the embedded model: autoencoder, UNet with text encoder, two "
-        "ControlNets. About two hours on "
-        "2 CPU cores. A run that was stopped goes on where its last checkpoint was.",
+        "ControlNets. About two hours on 2 CPU cores. A run that was stopped goes on where its "
+        "last checkpoint was.",
     )
-    parser.add_argument(
-        "--pictures",
-        type=Path,
-        required=True,
-        help="npm package @lobehub/fluent-emoji-3d 1.1.0, .tgz",
-    )
-    parser.add_argument(
-        "--keywords", type=Path, required=True, help="npm package emojilib 4.0.3, .tgz"
-    )
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="checkpoints and records of the stages"
-    )
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
+    pictures = "npm package @lobehub/fluent-emoji-3d 1.1.0, .tgz"
+    parser.add_argument("--pictures", type=Path, required=True, help=pictures)
+    keywords = "npm package emojilib 4.0.3, .tgz"
+    parser.add_argument("--keywords", type=Path, required=True, help=keywords)
+    folder = "checkpoints and records of the stages"
+    parser.add_argument("--folder", type=Path, required=True, help=folder)
+    finished = "where the finished files go (default: the pack's own folder)"
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help=finished)
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = make_parser().parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     Build(arguments.pictures, arguments.keywords, arguments.folder, arguments.weights).run()
 

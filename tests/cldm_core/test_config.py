@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from controlnet_pack.cldm_core import SD15, SD21, CldmError, ControlNetConfig, UNetConfig
+from controlnet_pack.cldm_core import (
+    SD15,
+    SD21,
+    CldmError,
+    ControlNet,
+    ControlNetConfig,
+    UNetConfig,
+)
 
 V15: dict[str, Any] = {
     "image_size": 32,
@@ -73,7 +80,6 @@ def test_heads_of_96_channels(changes: dict[str, Any], heads: tuple[int, int]) -
         ({"n_embed": 100}, "unknown parameters n_embed"),
         ({"transformer_depth_output": [1]}, "unknown parameters transformer_depth_output"),
         ({"model_channels": 100}, "a level is 100 wide, no multiple of 32"),
-        ({"num_head_channels": 512}, "a level is 320 wide, too narrow for"),
         ({"num_classes": 1000}, "expected none or 'sequential'"),
         ({"num_classes": "sequential"}, "give both or none"),
     ],
@@ -81,6 +87,12 @@ def test_heads_of_96_channels(changes: dict[str, Any], heads: tuple[int, int]) -
 def test_what_does_not_fit_is_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CldmError, match=sentence):
         UNetConfig.from_params({**V15, **changes})
+
+
+def test_a_transformer_too_narrow_for_a_head_is_refused() -> None:
+    config = UNetConfig.from_params({**V15, "num_head_channels": 512})
+    with pytest.raises(CldmError, match="a transformer is 320 wide, too narrow for num_heads -1"):
+        ControlNet(ControlNetConfig(config))
 
 
 def test_a_missing_parameter_is_named() -> None:

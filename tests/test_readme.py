@@ -1,0 +1,85 @@
+"""What the README and the model card say can be typed, opened and imported."""
+
+import ast
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from controlnet_pack import cldm_core
+from controlnet_pack.annotators.__main__ import _parser as annotators_parser
+from controlnet_pack.cldm_core.__main__ import make_parser as core_parser
+from controlnet_pack.cldm_core.tiny.build import make_parser as build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ["README.md", "CONTRIBUTING.md", "cldm_core/tiny/README.md"]
+PARSERS = {
+    "cldm_core": core_parser,
+    "annotators": annotators_parser,
+    "cldm_core.tiny.build": build_parser,
+}
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def commands(page: str) -> list[list[str]]:
+    """What the page's code blocks call with `python -m MODULE`, split as a shell does."""
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.partition("python -m ")[2]) for line in lines if "python -m" in line]
+
+
+CALLS = [(page, call) for page in PAGES for call in commands(page) if call[0] in PARSERS]
+
+
+@pytest.mark.parametrize(("page", "call"), CALLS, ids=lambda value: " ".join(value)[:40])
+def test_commands_are_understood(page: str, call: list[str]) -> None:
+    module, *arguments = call
+    PARSERS[module]().parse_args(arguments)
+
+
+def test_every_command_line_is_shown() -> None:
+    assert {call[0] for _, call in CALLS} == set(PARSERS)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_exist(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", text(page))
+    missing = [
+        target
+        for target in targets
+        if not target.startswith("http") and not ((ROOT / page).parent / target).exists()
+    ]
+    assert missing == []
+    assert targets
+
+
+def test_make_targets_exist() -> None:
+    makefile = text("Makefile")
+    for page in PAGES:
+        for target in re.findall(r"\bmake ([a-z][a-z-]+)\b", text(page)):
+            if f"`make {target}" in text(page) or f"\nmake {target}" in text(page):
+                assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_python_example_uses_names_that_exist() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    (imports,) = [node for node in ast.parse(example).body if isinstance(node, ast.ImportFrom)]
+    assert imports.module == "cldm_core"
+    for alias in imports.names:
+        assert alias.name in cldm_core.__all__
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    names = cldm_core.__all__
+    constants = [name for name in names if name.isupper() or name[:2] == "SD"]
+    assert names == [*constants, *sorted(set(names) - set(constants), key=sort_key)]
+    assert all(hasattr(cldm_core, name) for name in names)
+
+
+def sort_key(name: str) -> tuple[bool, str]:
+    """Classes before functions, as ruff sorts them."""
+    return not name[0].isupper(), name
