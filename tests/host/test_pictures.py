@@ -195,14 +195,15 @@ def test_prompts_may_be_empty_weighted_and_long(run) -> None:
 
 
 def interrupted(client: HostClient, prompt: Prompt) -> Result:
-    """A run that is stopped at its third step."""
-    stop = HostClient(client.url)
+    """A run that is stopped once it has done three steps."""
+    stops = [HostClient(client.url)]
 
-    def at_the_third(_: str, value: int, __: int) -> None:
-        if value == 3:
-            stop.interrupt()
+    def after_the_third(_: str, value: int, __: int) -> None:
+        # Not "at": the newer host leaves out some messages. Not twice: it would stop the next run.
+        if value >= 3 and stops:
+            stops.pop().interrupt()
 
-    return client.queue(prompt, on_progress=at_the_third)
+    return client.queue(prompt, on_progress=after_the_third)
 
 
 @pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
