@@ -9,9 +9,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class Attention(Protocol):
-    """softmax(q k^T / sqrt(d)) v for q (B.
+    """softmax(q k^T / sqrt(d)) v.
 
-    N, heads * d) and k, v (B, M, heads * d); returns q's shape.
+    q is (B, N, heads * d), k and v are (B, M, heads * d); the result has q's shape.
     """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor: ...

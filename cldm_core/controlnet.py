@@ -1,10 +1,8 @@
-"""ControlNet (Zhang, Rao.
-
-Agrawala 2023): a trainable copy of the UNet's encoder, joined by zero convolutions.
-"""
+"""ControlNet (Zhang, Rao, Agrawala 2023): a trainable copy of the UNet's encoder."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,10 +12,13 @@ from .attention import Attention, sdpa
 from .blocks import zero_module
 from .config import ControlNetConfig
 from .errors import ShapeError
+from .parts import Parts
 from .residuals import Residuals, pool
 from .unet import Encoder
 
 HINT_SCALE = 8
+OVERSHOOT = 0.5
+"""How far smooth resizing may lead beyond a hint's range without making it wrong."""
 
 
 class ControlNet(Encoder):
@@ -30,7 +31,7 @@ class ControlNet(Encoder):
     def __init__(
         self, config: ControlNetConfig, ops: Any = nn, *, attention: Attention = sdpa
     ) -> None:
-        super().__init__(config.unet, ops=ops, attention=attention)
+        super().__init__(Parts(config.unet, ops, attention))
         self.config = config
         self.zero_convs = nn.ModuleList(
             zero_conv(channels, ops) for channels in self.block_channels
@@ -41,12 +42,20 @@ class ControlNet(Encoder):
     def encode_hint(self, hint: Tensor) -> Tensor:
         """Features (B, model_channels, h, w) of a hint (B, hint_channels, 8h, 8w) in [0, 1].
 
-        They depend on neither timestep nor text: compute them once for all steps.
-        Raises ShapeError where the hint has another number of channels or sides that are no
-        multiples of 8.
+        Inpaint nets also know -1, at masked pixels. The features depend on neither timestep nor
+        text: compute them once for all steps. Raises ShapeError for another shape, type or range.
         """
+        self._check_hint(hint)
+        first = self.input_hint_block[0]
+        # Layers of a host cast by themselves, and may compute in another type than they store.
+        if type(first) is nn.Conv2d and not torch.is_autocast_enabled(hint.device.type):
+            hint = hint.to(first.weight.dtype)
+        features: Tensor = self.input_hint_block(hint)
+        return features
+
+    def _check_hint(self, hint: Tensor) -> None:
         channels = self.config.hint_channels
-        if hint.ndim != 4 or hint.shape[1] != channels:
+        if hint.ndim != 4 or hint.shape[1] != channels or not hint.numel():
             raise ShapeError(
                 f"The hint has shape {tuple(hint.shape)}, this net takes (B, {channels}, 8h, 8w)."
             )
@@ -55,15 +64,22 @@ class ControlNet(Encoder):
                 f"The hint is {hint.shape[2]}x{hint.shape[3]}: both sides must be multiples of "
                 f"{HINT_SCALE}."
             )
-        # One sum instead of a scan with isfinite: any NaN or infinity survives it, and nothing is
-        # allocated.
-        if not torch.isfinite(hint.sum()):
+        if not hint.is_floating_point():
+            raise ShapeError(
+                f"The hint is {hint.dtype}, expected floating-point numbers in [0, 1]: convert it, "
+                "and divide pictures of 0 to 255 by 255."
+            )
+        low, high = (bound.item() for bound in hint.detach().aminmax())
+        if math.isnan(low) or math.isinf(low) or math.isinf(high):
             raise ShapeError(
                 "The hint holds NaN or infinite values: check the picture or the annotator it "
                 "comes from."
             )
-        features: Tensor = self.input_hint_block(hint)
-        return features
+        if low < -1 - OVERSHOOT or high > 1 + OVERSHOOT:
+            raise ShapeError(
+                f"The hint's values go from {low:g} to {high:g}, expected [0, 1]: divide pictures "
+                "of 0 to 255 by 255."
+            )
 
     def forward(
         self,
@@ -83,7 +99,7 @@ class ControlNet(Encoder):
         that a wrapper for training sees one forward). Raises ShapeError or FamilyMismatch, with the
         shapes, where an input doesn't fit.
         """
-        self.check_inputs(x, context)
+        self.check_inputs(x, timesteps, context)
         if features is None:
             if hint is None:
                 raise ShapeError(
@@ -106,6 +122,10 @@ class ControlNet(Encoder):
         return pool(residuals) if self.config.global_average_pooling else residuals
 
     def _check_features(self, x: Tensor, features: Tensor) -> None:
+        if features.ndim != 4 or features.shape[1] != self.unet_config.model_channels:
+            raise ShapeError(
+                f"The features have shape {tuple(features.shape)}: give what encode_hint returned."
+            )
         if features.shape[2:] != x.shape[2:]:
             height, width = (HINT_SCALE * side for side in x.shape[2:])
             found_height, found_width = (HINT_SCALE * side for side in features.shape[2:])
@@ -126,10 +146,7 @@ def zero_conv(channels: int, ops: Any = nn) -> nn.Sequential:
 
 
 def hint_encoder(hint_channels: int, model_channels: int, ops: Any = nn) -> nn.Sequential:
-    """Eight 3x3 convolutions.
-
-    Three of stride 2, SiLU between; the last starts at zero (input_hint_block).
-    """
+    """Eight 3x3 convolutions, three of stride 2, SiLU between; the last starts at zero."""
     plan = [(16, 1), (16, 1), (32, 2), (32, 1), (96, 2), (96, 1), (256, 2)]
     layers: list[nn.Module] = []
     channels = hint_channels

@@ -1,7 +1,4 @@
-"""The forward process and its two parametrisations.
-
-Eps and v (Ho et al. 2020; Salimans and Ho 2022).
-"""
+"""The forward process and its parametrisations, eps (Ho 2020) and v (Salimans and Ho 2022)."""
 
 from __future__ import annotations
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .controlnet import ControlNet
-from .diffusion import NoiseSchedule
+from .errors import CldmError
 from .residuals import guess_mode_scales, weigh
 from .unet import ControlledUNet
 
@@ -27,14 +28,11 @@ class ControlLDM(nn.Module):
         self.model = nn.ModuleDict({"diffusion_model": unet})
         self.control_model = control_model
         self.only_mid_control = only_mid_control
-        self.schedule = NoiseSchedule()
         self.control_scales: Sequence[float] = (1.0,) * (len(control_model.zero_convs) + 1)
 
     @property
     def diffusion_model(self) -> ControlledUNet:
-        unet = self.model["diffusion_model"]
-        assert isinstance(unet, ControlledUNet)
-        return unet
+        return cast(ControlledUNet, self.model["diffusion_model"])
 
     def set_strength(self, strength: float, *, guess_mode: bool = False) -> None:
         """One scale for all residuals, or in guess mode the ramp of `guess_mode_scales`.
@@ -56,9 +54,12 @@ class ControlLDM(nn.Module):
         tokens), "c_concat" a list of hints in [0, 1] (joined along the channels) or None for no
         control; "y" may hold SDXL's vector.
         """
-        texts = cond["c_crossattn"]
-        if not texts:
-            raise KeyError("c_crossattn")
+        texts = cond.get("c_crossattn")
+        if not isinstance(texts, Sequence) or not texts:
+            raise CldmError(
+                'cond has no text: give {"c_crossattn": [embeddings (B, tokens, width)], '
+                '"c_concat": [hint (B, 3, 8h, 8w)] or None}.'
+            )
         context = torch.cat(list(texts), dim=1)
         hints, vectors = cond.get("c_concat"), cond.get("y")
         y = vectors[0] if vectors else None

@@ -1,7 +1,4 @@
-"""What a ControlNet adds to a UNet.
-
-And the arithmetic on it: pure functions, nothing is changed in place.
-"""
+"""What a ControlNet adds to a UNet, and pure arithmetic on it: nothing is changed in place."""
 
 from __future__ import annotations
 
@@ -94,8 +91,8 @@ def pool(residuals: Residuals) -> Residuals:
 
 
 def guess_mode_scales(strength: float, count: int, decay: float = 0.825) -> tuple[float, ...]:
-    """strength * decay**(count - 1 - i) for i = 0 ..
+    """strength * decay**(count - 1 - i) for residual i, the middle last.
 
-    Count - 1: the guess mode of the original (gradio_canny2image.py).
+    This is the guess mode of the original (gradio_canny2image.py).
     """
     return tuple(strength * decay ** (count - 1 - i) for i in range(count))

@@ -17,10 +17,8 @@ def add_control(
 ) -> ControlNet:
     """A new ControlNet for `unet`, after tool_add_control.py of the original.
 
-    Its encoder is copied, its zero convolutions are zero.
-
-    It changes nothing until it is trained. The weights are copies, in the UNet's type and on its
-    device.
+    Its encoder is copied and its zero convolutions are zero, so it changes nothing until it is
+    trained. The weights have the UNet's type and are on its device.
     """
     parameter = next(unet.parameters())
     net = ControlNet(ControlNetConfig(unet.config, hint_channels), ops, attention=attention)

@@ -1,4 +1,4 @@
-"""The UNet of latent diffusion, whole, and its encoder alone as a ControlNet copies it."""
+"""The UNet of latent diffusion, and its encoder alone, as a ControlNet copies it."""
 
 from __future__ import annotations
 
@@ -8,119 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .blocks import (
-    Downsample,
-    ResBlock,
-    SpatialTransformer,
-    TimestepEmbedSequential,
-    Upsample,
-    timestep_embedding,
-    zero_module,
-)
+from .blocks import timestep_embedding, zero_module
 from .config import GROUPS, UNetConfig
 from .errors import CldmError, FamilyMismatch, ShapeError
+from .parts import Parts
 from .residuals import Residuals, Slot
 
 
 class Encoder(nn.Module):
-    """Time embedding, input blocks and middle block.
+    """What a UNet and its trainable copy share: time embedding, input blocks and middle block."""
 
-    What a UNet and its trainable copy have in common.
-    """
-
-    def __init__(self, config: UNetConfig, *, ops: Any = nn, attention: Attention = sdpa) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.unet_config = config
-        self._ops, self._attention = ops, attention
-        emb = config.time_embed_dim
-        self.time_embed = nn.Sequential(
-            ops.Linear(config.model_channels, emb), nn.SiLU(), ops.Linear(emb, emb)
-        )
+        config = self.unet_config = parts.config
+        self.time_embed = parts.embedding(config.model_channels)
         if config.adm_in_channels is not None:
-            self.label_emb = nn.Sequential(
-                nn.Sequential(
-                    ops.Linear(config.adm_in_channels, emb), nn.SiLU(), ops.Linear(emb, emb)
-                )
-            )
-        self.input_blocks, self.block_channels = self._build_input_blocks()
-        self.middle_block = self._build_middle_block()
-
-    def _res_block(self, channels: int, out_channels: int, **resample: bool) -> ResBlock:
-        config = self.unet_config
-        return ResBlock(
-            channels,
-            config.time_embed_dim,
-            out_channels,
-            dropout=config.dropout,
-            use_scale_shift_norm=config.use_scale_shift_norm,
-            ops=self._ops,
-            **resample,
-        )
-
-    def _transformer(
-        self, channels: int, depth: int, *, disable_self_attn: bool
-    ) -> SpatialTransformer:
-        config = self.unet_config
-        heads, head_channels = config.heads(channels)
-        return SpatialTransformer(
-            channels,
-            config.context_dim,
-            heads,
-            head_channels,
-            depth,
-            use_linear=config.use_linear_in_transformer,
-            disable_self_attn=disable_self_attn,
-            attention=self._attention,
-            ops=self._ops,
-        )
-
-    def _build_input_blocks(self) -> tuple[nn.ModuleList, tuple[int, ...]]:
-        """The input blocks, and how many channels each gives."""
-        config, ops = self.unet_config, self._ops
-        channels = config.model_channels
-        blocks = [TimestepEmbedSequential(ops.Conv2d(config.in_channels, channels, 3, padding=1))]
-        widths = [channels]
-        depths = iter(config.transformer_depth)
-        for level, mult in enumerate(config.channel_mult):
-            for _ in range(config.num_res_blocks[level]):
-                out = mult * config.model_channels
-                layers: list[nn.Module] = [self._res_block(channels, out)]
-                if depth := next(depths):
-                    off = config.self_attention_off(level)
-                    layers.append(self._transformer(out, depth, disable_self_attn=off))
-                blocks.append(TimestepEmbedSequential(*layers))
-                widths.append(channels := out)
-            if level < len(config.channel_mult) - 1:
-                blocks.append(TimestepEmbedSequential(self._downsample(channels)))
-                widths.append(channels)
-        return nn.ModuleList(blocks), tuple(widths)
-
-    def _downsample(self, channels: int) -> nn.Module:
-        if self.unet_config.resblock_updown:
-            return self._res_block(channels, channels, down=True)
-        return Downsample(
-            channels, channels, use_conv=self.unet_config.conv_resample, ops=self._ops
-        )
-
-    def _build_middle_block(self) -> TimestepEmbedSequential:
-        config, channels = self.unet_config, self.block_channels[-1]
-        layers: list[nn.Module] = [self._res_block(channels, channels)]
-        if config.transformer_depth_middle >= 0:
-            layers += [
-                self._transformer(
-                    channels,
-                    config.transformer_depth_middle,
-                    disable_self_attn=config.disable_middle_self_attn,
-                ),
-                self._res_block(channels, channels),
-            ]
-        return TimestepEmbedSequential(*layers)
+            self.label_emb = nn.Sequential(parts.embedding(config.adm_in_channels))
+        self.input_blocks, self.block_channels = parts.input_blocks()
+        self.middle_block = parts.middle_block(self.block_channels[-1])
 
     def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The time embedding (B.
-
-        4 * model_channels), with the vector y (B, adm_in_channels) where the family has one.
-        """
+        """The time embedding (B, 4 * model_channels), with y where the family has one."""
         emb: Tensor = self.time_embed(
             timestep_embedding(timesteps, self.unet_config.model_channels).to(dtype)
         )
@@ -135,32 +43,40 @@ class Encoder(nn.Module):
             )
         return emb + self.label_emb(y.to(dtype))  # type: ignore[no-any-return]
 
-    def check_inputs(self, x: Tensor, context: Tensor | None) -> None:
-        """Raises ShapeError or FamilyMismatch.
-
-        With the shapes, where x or the context can't be this family's.
-        """
+    def check_inputs(self, x: Tensor, timesteps: Tensor, context: Tensor | None) -> None:
+        """Raises ShapeError or FamilyMismatch, with the shapes, for what this net can't take."""
         config = self.unet_config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(
-                f"The latents have shape {tuple(x.shape)}, expected (B, {config.in_channels}, h, "
-                f"w)."
+                f"The latents have shape {tuple(x.shape)}, expected "
+                f"(B, {config.in_channels}, h, w)."
             )
         factor = 2 ** (len(config.channel_mult) - 1)
         if config.resblock_updown and (x.shape[2] % factor or x.shape[3] % factor):
             raise ShapeError(
                 f"The latents are {x.shape[2]}x{x.shape[3]}, this UNet needs multiples of {factor}."
             )
-        width = config.context_dim
-        if width is not None and (context is None or context.shape[-1] != width):
-            found = (
-                "no text embeddings were given"
-                if context is None
-                else f"the text embeddings are {context.shape[-1]} wide"
+        if timesteps.shape not in ((1,), x.shape[:1]):
+            raise ShapeError(
+                f"The timesteps have shape {tuple(timesteps.shape)}, expected ({x.shape[0]},): one "
+                "for each picture."
             )
+        if config.context_dim is not None:
+            self._check_context(x.shape[0], context, config.context_dim)
+
+    def _check_context(self, batch: int, context: Tensor | None, width: int) -> None:
+        if context is None or context.shape[-1] != width:
+            found = "no text embeddings were given"
+            if context is not None:
+                found = f"the text embeddings are {context.shape[-1]} wide"
             raise FamilyMismatch(
                 f"This net reads text embeddings {width} wide, but {found}: "
                 "the base model and the net are of different families."
+            )
+        if context.ndim != 3 or context.shape[0] != batch:
+            raise ShapeError(
+                f"The text embeddings have shape {tuple(context.shape)}, expected "
+                f"({batch}, tokens, {width}): one text for each picture."
             )
 
 
@@ -175,8 +91,9 @@ class ControlledUNet(Encoder):
             raise CldmError(
                 f"A UNet's channel_mult starts with 1, this one's is {config.channel_mult}."
             )
-        super().__init__(config, ops=ops, attention=attention)
-        self.output_blocks = self._build_output_blocks()
+        parts = Parts(config, ops, attention)
+        super().__init__(parts)
+        self.output_blocks = parts.output_blocks(self.block_channels)
         self.out = nn.Sequential(
             ops.GroupNorm(GROUPS, config.model_channels),
             nn.SiLU(),
@@ -186,30 +103,6 @@ class ControlledUNet(Encoder):
     @property
     def config(self) -> UNetConfig:
         return self.unet_config
-
-    def _build_output_blocks(self) -> nn.ModuleList:
-        config = self.unet_config
-        skips = list(self.block_channels)
-        channels = skips[-1]
-        depths = iter(config.transformer_depth_output)
-        blocks = []
-        for level, mult in reversed(list(enumerate(config.channel_mult))):
-            for index in range(config.num_res_blocks[level] + 1):
-                out = mult * config.model_channels
-                layers: list[nn.Module] = [self._res_block(channels + skips.pop(), out)]
-                channels = out
-                if depth := next(depths):
-                    off = config.self_attention_off(level)
-                    layers.append(self._transformer(channels, depth, disable_self_attn=off))
-                if level and index == config.num_res_blocks[level]:
-                    layers.append(self._upsample(channels))
-                blocks.append(TimestepEmbedSequential(*layers))
-        return nn.ModuleList(blocks)
-
-    def _upsample(self, channels: int) -> nn.Module:
-        if self.unet_config.resblock_updown:
-            return self._res_block(channels, channels, up=True)
-        return Upsample(channels, channels, use_conv=self.unet_config.conv_resample, ops=self._ops)
 
     def forward(
         self,
@@ -227,7 +120,7 @@ class ControlledUNet(Encoder):
         the skip connections are left out. Raises ShapeError or FamilyMismatch, with the shapes,
         where an input doesn't fit.
         """
-        self.check_inputs(x, context)
+        self.check_inputs(x, timesteps, context)
         control = control or Residuals()
         output = () if only_mid_control else control.output
         self._check_counts(control)
@@ -251,7 +144,7 @@ class ControlledUNet(Encoder):
 
     def _check_counts(self, control: Residuals) -> None:
         blocks = len(self.input_blocks)
-        if len(control.output) not in (0, blocks):
+        if len(control.output) not in (0, blocks) or len(control.input) > blocks:
             raise FamilyMismatch(
                 f"The control has {len(control.output)} residuals for skip connections and this "
                 f"UNet has {blocks}: "
@@ -279,4 +172,4 @@ def add(h: Tensor, residual: Tensor | None) -> Tensor:
             "make the hint 8 times as large as the latents, and use a net of this base model's "
             "family."
         )
-    return h + residual
+    return h + residual.to(h.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from comfy_api.v0_0_2 import ComfyExtension, io
-from typing_extensions import override
 
 from .annotate import ANNOTATOR_NODES
 from .apply import ApplyControlNet, PatchModel
@@ -21,6 +20,5 @@ NODES: list[type[io.ComfyNode]] = [
 class Extension(ComfyExtension):
     """What the pack adds to the host."""
 
-    @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -16,7 +16,7 @@ from .apply import CATEGORY
 def annotated(annotator: Annotator, image: Tensor, **params: int) -> Tensor:
     """The hints of the host's IMAGE (B, H, W, C) in [0, 1], as IMAGE."""
     # Sharpening and enlarging overshoot a little; NaN survives the clamp and is refused.
-    hints = annotator(image.clamp(0, 1).cpu().numpy(), **params)
+    hints = annotator(image.float().clamp(0, 1).cpu().numpy(), **params)
     return torch.from_numpy(hints.astype(np.float32) / 255)
 
 

@@ -63,10 +63,7 @@ def with_hint(control_net: Any, image: Tensor, strength: float, window: tuple[fl
             f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
             f"the first or raise the second."
         )
-    hint = image.movedim(-1, 1)
-    if isinstance(control_net, HostControl) and control_net.net.config.hint_channels == 3:
-        hint = hint[:, :3]  # a picture with transparency
-    return control_net.copy().set_cond_hint(hint, strength, window)
+    return control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, window)
 
 
 class ApplyControlNet(io.ComfyNode):
@@ -114,7 +111,7 @@ class ApplyControlNet(io.ComfyNode):
         end_percent: float,
     ) -> io.NodeOutput:
         if isinstance(control_net, HostControl):
-            check_conditioning(control_net.net, positive)
+            check_conditioning(control_net.net, [*positive, *negative])
         if strength == 0:
             return io.NodeOutput(positive, negative)
         base = with_hint(control_net, image, strength, (start_percent, end_percent))

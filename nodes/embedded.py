@@ -1,10 +1,8 @@
-"""The embedded model in the host's own classes.
-
-Its UNet, its CLIP and its VAE objects around our weights.
-"""
+"""The embedded model in the host's own classes: its MODEL, CLIP and VAE around our weights."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar
 
 import comfy.clip_model
@@ -32,10 +30,7 @@ VAE_BYTES_PER_PIXEL = 300
 
 
 class TinyLatent(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
-    """How the embedded model's latents are scaled.
-
-    And a linear map to RGB for previews while sampling.
-    """
+    """How the embedded model's latents are scaled, and their colours for previews."""
 
     def __init__(self) -> None:
         self.scale_factor = tiny.scale_factor()
@@ -43,10 +38,7 @@ class TinyLatent(comfy.latent_formats.LatentFormat):  # type: ignore[misc]
 
 
 class TinyModel(comfy.supported_models_base.BASE):  # type: ignore[misc]
-    """The host's description of the embedded UNet.
-
-    Heads of 64 channels, Stable Diffusion's schedule, eps.
-    """
+    """The host's description of the embedded UNet: heads of 64, SD's schedule, eps."""
 
     unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": 64}
     latent_format = TinyLatent
@@ -105,10 +97,7 @@ class Tokenizer(comfy.sd1_clip.SD1Tokenizer):  # type: ignore[misc]
 
 
 class TextModel(comfy.clip_model.CLIPTextModel):  # type: ignore[misc]
-    """The host's CLIP text transformer.
-
-    Whose constructor assumes CLIP's own vocabulary, with ours.
-    """
+    """The host's CLIP text transformer, made for CLIP's own vocabulary, with ours."""
 
     def __init__(self, config: dict[str, Any], dtype: Any, device: Any, operations: Any) -> None:
         super().__init__(config, dtype, device, operations)
@@ -159,7 +148,11 @@ def load_clip() -> Any:
         CONFIG["hidden_size"], dtype=next(iter(state.values())).dtype
     )
     target = comfy.supported_models_base.ClipTarget(Tokenizer, TextStage)
-    clip = comfy.sd.CLIP(target, parameters=sum(tensor.numel() for tensor in state.values()))
+    options = {"parameters": sum(tensor.numel() for tensor in state.values())}
+    if "state_dict" in inspect.signature(comfy.sd.CLIP.__init__).parameters:
+        # Newer hosts may put the weights in place while they build, and load the model at once.
+        options["state_dict"] = [state]
+    clip = comfy.sd.CLIP(target, **options)
     missing, unexpected = clip.load_sd(state)
     if missing or unexpected:
         log.warning(

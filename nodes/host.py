@@ -6,7 +6,9 @@ they are used.
 
 from __future__ import annotations
 
+import copy
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,14 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from seconohe.logger import initialize_logger
 from torch import Tensor
 
-from ..cldm_core import ControlNet, FamilyMismatch, Residuals, load_controlnet, weigh
+from ..cldm_core import SD21, ControlNet, FamilyMismatch, Residuals, load_controlnet, weigh
 from ..cldm_core.checkpoint import read
 from ..cldm_core.config import UNetConfig
 
 log = initialize_logger("ComfyUI-CLDM")
 
+POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
+HostResiduals = dict[str, list[Tensor | None]]
 SUPPORTED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -38,38 +42,44 @@ def controlnet_files() -> list[str]:
 
 
 def controlnet_path(name: str) -> Path:
-    """The file of that name in the host's `controlnet` folders.
-
-    Raises the host's error where there is none.
-    """
+    """The file of that name in the host's `controlnet` folders; the host's error if none is."""
     return Path(folder_paths.get_full_path_or_raise("controlnet", name))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor:
-    """The attention that the host was started with.
+class HostAttention:
+    """The attention that the host was started with, looked up at each call: packs exchange it."""
 
-    Looked up at each call because packs exchange it.
-    """
-    mixed: Tensor = comfy.ldm.modules.attention.optimized_attention(q, k, v, heads)
-    return mixed
+    precision: torch.dtype | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor:
+        mixed: Tensor = comfy.ldm.modules.attention.optimized_attention(
+            q, k, v, heads, attn_precision=self.precision
+        )
+        return mixed
 
 
 def load_control(path: Path) -> HostControl:
-    """The ControlNet of a file as a CONTROL_NET.
-
-    With types and layers chosen by the host's own rules.
-    """
+    """The ControlNet of a file as a CONTROL_NET, in types and layers by the host's own rules."""
     checkpoint = read(path)
-    weight_type = comfy.utils.weight_dtype(checkpoint.tensors)
     device = comfy.model_management.get_torch_device()
     stored = comfy.model_management.unet_dtype(
-        model_params=-1, supported_dtypes=list(SUPPORTED_TYPES), weight_dtype=weight_type
+        model_params=-1,
+        supported_dtypes=list(SUPPORTED_TYPES),
+        weight_dtype=comfy.utils.weight_dtype(checkpoint.tensors),
     )
     cast = comfy.model_management.unet_manual_cast(stored, device)
     layers = comfy.ops.pick_operations(stored, cast)
-    net = load_controlnet(path, dtype=stored, ops=layers, attention=attention).requires_grad_(False)
+    attention = HostAttention()
+    net = load_controlnet(path, dtype=stored, ops=layers, attention=attention)
+    if net.unet_config == SD21:
+        # As in the host: half precision overflows in SD 2.x's attention.
+        attention.precision = torch.float32
+    if path.stem.endswith(POOLED_NAMES) and not checkpoint.metadata:
+        # No key tells pooling; the host goes by the name, and so do the files that are about.
+        net.config = replace(net.config, global_average_pooling=True)
+        log.info("%s is named as a shuffle net: its residuals are averaged.", path.name)
     log.info("Loaded the ControlNet %s in %s.", path.name, stored)
-    return HostControl(patcher_for(net, device), cast or stored)
+    return HostControl(patcher_for(net.requires_grad_(False), device), cast or stored)
 
 
 def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
@@ -96,7 +106,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.patcher = patcher
         self.compute_type = compute_type
         self.model_sampling: Any = None
-        self.features: dict[tuple[int, int, torch.device], Tensor] = {}
+        self.features: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @property
     def net(self) -> ControlNet:
@@ -119,7 +129,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         super().pre_run(model, percent_to_timestep_function)
         self.features.clear()
         self.model_sampling = model.model_sampling
-        self._cleanup_with(model.current_patcher)
+        self._cleanup_with(getattr(model, "current_patcher", None))
 
     def _cleanup_with(self, patcher: Any) -> None:
         """Has the sampled model call `_drop` when its sampling ends.
@@ -127,6 +137,8 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         The host calls `cleanup` at a normal end only. Hooks on the conditioning would do as well,
         but newer hosts then load the base model a second time.
         """
+        if patcher is None:  # somebody samples without the host's sampler
+            return
         key = f"controlnet_cldm_{id(self)}"
 
         def drop(cleaned: Any) -> None:
@@ -152,7 +164,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         cond: dict[str, Any],
         batched_number: int,
         transformer_options: dict[str, Any],
-    ) -> dict[str, list[Tensor | None]] | None:
+    ) -> HostResiduals | None:
         """Residuals of this net and of those before it in the chain, in the host's form.
 
         x_noisy: (B, C, h, w), not yet scaled; t: the sigma of each row; cond: what the UNet gets
@@ -178,40 +190,53 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
             context,
             None if y is None else y.to(dtype),
         )
-        return merged(to_host(weigh(residuals, self.strength), x_noisy.dtype), previous)
+        return merged(to_host(weigh(residuals, self.strength)), previous)
 
     def _features(self, x: Tensor, batched_number: int) -> Tensor:
-        """The encoded hint for latents x, computed once per sampling and size."""
+        """The encoded hints for latents x, computed once per sampling, size and hint."""
+        hint = self.cond_hint_original
         height, width = (side * self.compression_ratio for side in x.shape[-2:])
-        key = (height, width, x.device)
-        if key not in self.features:
-            hint = comfy.utils.common_upscale(
-                self.cond_hint_original, width, height, self.upscale_algorithm, "center"
+        count = max(1, x.shape[0] // batched_number)  # the host uses as many hints as pictures
+        key = (height, width, count, x.device)
+        # Packs that work in tiles put another hint in between two steps.
+        if key not in self.features or self.features[key][0] is not hint:
+            fitted = comfy.utils.common_upscale(
+                self._channels(hint[:count]), width, height, self.upscale_algorithm, "center"
             )
-            self.features[key] = self.net.encode_hint(hint.to(x.device, self.compute_type))
-        features = self.features[key]
+            encoded = self.net.encode_hint(fitted.to(x.device, self.compute_type))
+            self.features[key] = (hint, encoded)
+        features = self.features[key][1]
         if features.shape[0] == 1:
             return features
         spread: Tensor = comfy.controlnet.broadcast_image_to(features, x.shape[0], batched_number)
         return spread
 
+    def _channels(self, hint: Tensor) -> Tensor:
+        """A grey hint as RGB, and one with transparency without it."""
+        wanted = self.net.config.hint_channels
+        if hint.shape[1] == 1:
+            return hint.expand(-1, wanted, -1, -1)
+        return hint[:, :wanted]
 
-def to_host(residuals: Residuals, dtype: torch.dtype) -> dict[str, list[Tensor | None]]:
+    def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostControl:
+        """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
+        other = HostControl(patcher_for(copy.deepcopy(self.net), load_device), self.compute_type)
+        self.copy_to(other)
+        if autoregister:
+            self.multigpu_clones[load_device] = other
+        return other
+
+
+def to_host(residuals: Residuals) -> HostResiduals:
     """The host's form: lists that its UNet empties from the end, in encoder order."""
-
-    def cast(slot: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-        return [None if item is None else item.to(dtype) for item in slot]
-
     return {
-        "input": cast(residuals.input),
-        "middle": cast(residuals.middle),
-        "output": cast(residuals.output),
+        "input": list(residuals.input),
+        "middle": list(residuals.middle),
+        "output": list(residuals.output),
     }
 
 
-def merged(
-    control: dict[str, list[Tensor | None]] | None, other: dict[str, list[Tensor | None]] | None
-) -> dict[str, list[Tensor | None]] | None:
+def merged(control: HostResiduals | None, other: HostResiduals | None) -> HostResiduals | None:
     """The sum of two controls in the host's form; neither is changed."""
     if control is None or other is None:
         return other if control is None else control
@@ -228,13 +253,21 @@ def _sums(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tenso
     return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 
+SAME_FAMILY = "use a ControlNet of the same family (SD 1.5, SD 2.1, SDXL, ...) as the model."
+
+
 def check_family(net: ControlNet, model: Any) -> None:
     """Raises FamilyMismatch, with what was found, where the net can't steer this base model."""
     config: UNetConfig = net.unet_config
     base = model.model_config.unet_config
+    if "model_channels" not in base or base.get("use_temporal_attention"):
+        raise FamilyMismatch(
+            f"This model ({type(model).__name__}) is no picture UNet of the Stable Diffusion "
+            f"family, and this ControlNet was made for one: {SAME_FAMILY}"
+        )
     facts = {
         "text embeddings of width {}": (config.context_dim, base.get("context_dim")),
-        "{} base channels": (config.model_channels, base.get("model_channels")),
+        "{} base channels": (config.model_channels, base["model_channels"]),
         "a size and pooled-text vector of {}": (
             config.adm_in_channels,
             base.get("adm_in_channels"),
@@ -244,29 +277,25 @@ def check_family(net: ControlNet, model: Any) -> None:
         if expected is not None and expected != found:
             raise FamilyMismatch(
                 f"This ControlNet was made for a base model with {what.format(expected)}, and "
-                f"this model has "
-                f"{what.format(found)}: use a ControlNet of the same family (SD 1.5, SD 2.1, "
-                f"SDXL, ...) as the model."
+                f"this model has {what.format(found)}: {SAME_FAMILY}"
             )
 
 
 def check_conditioning(net: ControlNet, conditioning: list[Any]) -> None:
     """Raises FamilyMismatch where the prompts were encoded for another family than the net's."""
     expected = net.unet_config.context_dim
-    for text, _ in conditioning:
-        if expected is not None and text.shape[-1] != expected:
+    for text, options in conditioning:
+        # What the host's own node for separate ControlNet prompts leaves there.
+        width = options.get("cross_attn_controlnet", text).shape[-1]
+        if expected not in (None, width):
             raise FamilyMismatch(
                 f"This ControlNet reads text embeddings {expected} wide, and this prompt's are "
-                f"{text.shape[-1]} wide: "
-                "use a ControlNet of the same family (SD 1.5, SD 2.1, SDXL, ...) as the model."
+                f"{width} wide: {SAME_FAMILY}"
             )
 
 
 def patch_model(model: Any, control: HostControl) -> Any:
-    """A clone of the MODEL with the control in it.
-
-    For samplers and graphs that pass no conditioning.
-    """
+    """A clone of the MODEL with the control in it."""
     check_family(control.net, model.model)
     patched = model.clone()
     key = f"controlnet_cldm_{uuid.uuid4().hex}"
@@ -277,11 +306,11 @@ def patch_model(model: Any, control: HostControl) -> Any:
         t: Tensor,
         c_concat: Tensor | None,
         c_crossattn: Tensor,
-        other: dict[str, list[Tensor | None]] | None,
+        other: HostResiduals | None,
         transformer_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
-        rows = len(transformer_options["cond_or_uncond"])
+        rows = len(transformer_options.get("cond_or_uncond", [0]))
         own = control.get_control(
             x, t, {"c_crossattn": c_crossattn, **kwargs}, rows, transformer_options
         )

@@ -1,7 +1,4 @@
-"""The embedded model: Stable Diffusion 1.x in small.
-
-With two ControlNets; a demonstration that needs no download.
-"""
+"""The embedded model: Stable Diffusion 1.x in small, with two ControlNets, without a download."""
 
 from __future__ import annotations
 
@@ -26,10 +23,7 @@ CONTROLS = ("canny", "mask")
 
 
 def weights(name: str) -> Path:
-    """The file of "unet", "vae".
-
-    "text", or of a ControlNet in CONTROLS; raises CldmError for other names.
-    """
+    """The file of a part: "unet", "vae", "text" or one of CONTROLS; CldmError for other names."""
     if name in CONTROLS:
         return WEIGHTS / f"control_{name}.safetensors"
     if name in ("unet", "vae", "text"):
@@ -50,10 +44,7 @@ def scale_factor() -> float:
 
 
 def latent_rgb() -> tuple[list[list[float]], list[float]]:
-    """A linear map from scaled latents to RGB in [-1.
-
-    1] for previews: a row for each channel, and the bias.
-    """
+    """A linear map from scaled latents to RGB in [-1, 1]: a row for each channel, and the bias."""
     *rows, bias = json.loads(read(weights("vae")).metadata["latent_rgb"])
     return rows, bias
 

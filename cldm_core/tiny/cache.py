@@ -1,7 +1,4 @@
-"""Latents and hints of all training pictures.
-
-Each in several placements, computed once and kept on disk.
-"""
+"""Latents and hints of all training pictures in several placements, computed once."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ HintOf = Callable[[Array, Array], Array]
 
 @dataclass(frozen=True)
 class Cache:
-    """latents: (pictures, VARIANTS.
+    """Unscaled latents (pictures, VARIANTS, 4, 16, 16), and the hints of the same pictures.
 
-    4, 16, 16), unscaled; hints: name to bits (pictures, VARIANTS, 128, 16) uint8.
+    hints: name to packed bits (pictures, VARIANTS, 128, 16) uint8.
     """
 
     latents: Tensor

@@ -1,14 +1,11 @@
-"""The pictures of the embedded model.
-
-Fluent Emoji 3D (MIT, (c) Microsoft) on white, with captions from emojilib (MIT).
-"""
+"""The pictures of the embedded model: Fluent Emoji 3D on white, captioned from emojilib."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +28,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Emoji:
-    """One picture: its file's stem.
+    """One picture: its file's stem, its name and keywords, and its pixels.
 
-    Its name and keywords, and premultiplied RGBA (256, 256, 4) float32 in [0, 1].
+    rgba: (256, 256, 4) float32 in [0, 1], premultiplied.
     """
 
     stem: str
@@ -102,9 +99,9 @@ def load_emoji(pictures: Path, keywords: Path) -> list[Emoji]:
 
 
 def split(pictures: Sequence[Emoji]) -> tuple[list[Emoji], list[Emoji]]:
-    """(training, held out).
+    """The pictures to train on, and those to hold out.
 
-    The held-out ones have the smallest digests of their names, so the choice is blind and stable.
+    Held out are those with the smallest digests of their names: the choice is blind and stable.
     """
     order = sorted(pictures, key=lambda emoji: hashlib.sha256(emoji.stem.encode()).hexdigest())
     held = {emoji.stem for emoji in order[:HELD_OUT]}
@@ -112,9 +109,9 @@ def split(pictures: Sequence[Emoji]) -> tuple[list[Emoji], list[Emoji]]:
 
 
 def render(emoji: Emoji, matrix: Array | None = None) -> tuple[Array, Array]:
-    """(picture (128, 128, 3) on white.
+    """The picture (128, 128, 3) on white and its foreground (128, 128), float32 in [0, 1].
 
-    Foreground (128, 128)) as float32 in [0, 1]; matrix (2, 3) places it, see `placement`.
+    matrix: where it is placed, (2, 3), see `placement`.
     """
     import cv2
 
@@ -158,9 +155,3 @@ def random_caption(emoji: Emoji, rng: np.random.Generator) -> str:
     extra = [word for word in emoji.words[1:] if word.isascii()]
     count = min(len(extra), int(rng.integers(0, 4)))
     return ", ".join([emoji.caption, *(extra[i] for i in rng.permutation(len(extra))[:count])])
-
-
-def epochs(count: int, rng: np.random.Generator) -> Iterator[int]:
-    """Endless indices below count, each once a pass, in a new order each pass."""
-    while True:
-        yield from (int(index) for index in rng.permutation(count))

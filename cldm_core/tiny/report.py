@@ -1,7 +1,4 @@
-"""The model card's figures and pictures.
-
-Adherence on held-out pictures, a contact sheet, the curves of training.
-"""
+"""The model card: adherence on held-out pictures, contact sheets, the curves of training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Stages 3 and 4 of the embedded model.
-
-ControlNets on the frozen UNet, from copied weights and zero convolutions.
-"""
+"""Stages 3 and 4 of the embedded model: ControlNets on the frozen UNet."""
 
 from __future__ import annotations
 

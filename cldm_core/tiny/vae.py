@@ -1,6 +1,6 @@
 """A small autoencoder in the manner of TAESD (Bohan 2023).
 
-Convolutions and ReLU only, no attention, no KL term.
+It is made of convolutions and ReLU only; there is neither attention nor a KL term.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ LATENT_BOUND = 3.0
 
 
 class Clamp(nn.Module):
-    """Keeps values softly within +-LATENT_BOUND.
-
-    As TAESD does, so that a denoiser's outliers stay harmless.
-    """
+    """Keeps values softly within +-LATENT_BOUND, so that a denoiser's outliers stay harmless."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x / LATENT_BOUND) * LATENT_BOUND
@@ -57,9 +54,9 @@ def encoder(width: int, latent_channels: int, ops: Any = nn) -> nn.Sequential:
 
 
 def decoder(width: int, latent_channels: int, ops: Any = nn) -> nn.Sequential:
-    """Latents (B, latent_channels.
+    """Latents (B, latent_channels, h, w) to pixels (B, 3, 8h, 8w), about [0, 1].
 
-    H, w) to pixels (B, 3, 8h, 8w), about [0, 1]; widths fall as sizes grow.
+    Widths fall as sizes grow, so that each size costs about the same.
     """
     return nn.Sequential(
         Clamp(),

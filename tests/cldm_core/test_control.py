@@ -1,10 +1,13 @@
 """What makes a ControlNet one: it starts from nothing, learns from step 0, and scales as told."""
 
+import copy
+
 import pytest
 import torch
 
 from controlnet_pack.cldm_core import (
     TINY,
+    CldmError,
     ControlLDM,
     ControlledUNet,
     ControlNet,
@@ -170,6 +173,30 @@ def test_odd_latents_keep_their_size(
     assert unet(**given, control=control).shape == given["x"].shape
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_white_hint_is_no_overflow_in_any_type(trained: ControlNet, dtype: torch.dtype) -> None:
+    """The sum of a white 512 px hint is beyond fp16."""
+    net = copy.deepcopy(trained).to(dtype)
+    features = net.encode_hint(torch.ones(1, 3, 512, 512, dtype=dtype))
+    assert torch.isfinite(features).all()
+    # A hint of another floating type is cast.
+    assert net.encode_hint(torch.ones(1, 3, 64, 64)).dtype == dtype
+
+
+def test_masked_pixels_of_inpaint_hints_are_minus_one(trained: ControlNet) -> None:
+    hint = torch.rand(1, 3, 64, 64)
+    hint[..., :20] = -1
+    assert trained.encode_hint(hint).shape == (1, 64, 8, 8)
+
+
+def test_nets_can_be_copied_whole(unet: ControlledUNet, trained: ControlNet) -> None:
+    given, hint = inputs(), torch.rand(1, 3, 48, 64)
+    control = residuals(trained, given, hint)
+    copied = residuals(copy.deepcopy(trained), given, hint)
+    assert all(map(torch.equal, control.output, copied.output))
+    assert torch.equal(copy.deepcopy(unet)(**given), unet(**given))
+
+
 def test_control_ldm_applies_scales_and_leaves_control_out_without_a_hint(
     unet: ControlledUNet, trained: ControlNet
 ) -> None:
@@ -181,6 +208,8 @@ def test_control_ldm_applies_scales_and_leaves_control_out_without_a_hint(
     steered = ldm.apply_model(x, t, {**text, "c_concat": [hint]})
     control = residuals(trained, given, hint)
     assert torch.equal(steered, unet(**given, control=control))
+    with pytest.raises(CldmError, match="cond has no text"):
+        ldm.apply_model(x, t, {"c_concat": [hint]})
     ldm.set_strength(0.7, guess_mode=True)
     assert ldm.control_scales[-1] == pytest.approx(0.7)
     assert ldm.control_scales[0] == pytest.approx(0.7 * 0.825**6)
@@ -197,6 +226,16 @@ def test_wrong_inputs_are_refused_with_a_sentence(
         trained.encode_hint(torch.rand(1, 4, 48, 64))
     with pytest.raises(ShapeError, match="50x64: both sides must be multiples of 8"):
         trained.encode_hint(torch.rand(1, 3, 50, 64))
+    with pytest.raises(ShapeError, match=r"hint is torch.uint8, expected floating-point"):
+        trained.encode_hint((hint * 255).byte())
+    with pytest.raises(ShapeError, match=r"go from 0 to 255, expected \[0, 1\]: divide"):
+        trained.encode_hint((hint > 0.5).float() * 255)
+    with pytest.raises(ShapeError, match=r"timesteps have shape \(3,\), expected \(2,\)"):
+        residuals(trained, {**given, "timesteps": torch.zeros(3)}, hint)
+    with pytest.raises(ShapeError, match=r"text embeddings have shape \(1, 5, 128\)"):
+        unet(given["x"], given["timesteps"], given["context"][:1])
+    with pytest.raises(ShapeError, match="give what encode_hint returned"):
+        trained(given["x"], hint, given["timesteps"], given["context"])
     with pytest.raises(ShapeError, match="NaN or infinite"):
         trained.encode_hint(hint.clone().index_fill_(0, torch.tensor(0), float("nan")))
     with pytest.raises(ShapeError, match="hint is 64x64 and the latents need 48x64"):

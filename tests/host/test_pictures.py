@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from controlnet_pack.cldm_core import TINY, ControlNet, ControlNetConfig, tiny
-from controlnet_pack.cldm_core.checkpoint import config_metadata, save
+from controlnet_pack.cldm_core.checkpoint import config_metadata, read, save
 
 from .client import HostClient, Result
 from .server import HostServer
@@ -130,6 +130,18 @@ def test_every_road_gives_the_same_picture(run, road, settings: dict[str, float]
     expected = run(prompt)
     assert np.array_equal(run(road(prompt)), expected)
     assert not np.array_equal(run(without_control(prompt)), expected)
+
+
+def test_a_net_named_shuffle_is_pooled_as_by_the_host(run, host: HostServer) -> None:
+    # Without metadata, as public files are: the name is all that there is to go by.
+    name = "tiny_shuffle.safetensors"
+    save(read(tiny.weights("canny")).tensors, host.models("controlnet") / name)
+    ours = with_our_loader_from_a_file(first_picture())
+    find(ours, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = name
+    theirs = with_the_host_s_loader(first_picture())
+    find(theirs, "ControlNetLoader")["inputs"]["control_net_name"] = name
+    assert np.array_equal(run(ours), run(theirs))
+    assert not np.array_equal(run(ours), run(first_picture()))
 
 
 @pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
@@ -306,6 +318,24 @@ except RuntimeError:
 state = [len(used.features), used.model_sampling is None, used.timestep_range is None]
 callbacks = sum(len(found) for kind in model.callbacks.values() for found in kind.values())
 again = sample()
+
+# A grey hint and one with transparency are the RGB hint of the same picture; their memory layouts
+# differ, and with them the last bits of a convolution.
+def with_hint(picture):
+    return apply.ApplyControlNet.execute(text, text, control, picture, 1.0, 0.0, 1.0).args
+
+positive, negative = with_hint(hint[..., :1])
+grey = torch.allclose(sample(), first, atol=1e-3)
+positive, negative = with_hint(torch.cat([hint, hint[..., :1]], dim=-1))
+rgba = torch.allclose(sample(), first, atol=1e-3)
+
+# A pack that works in tiles puts another hint in between two steps.
+swapped = positive[0][1]["control"]
+def swap(step, *_):
+    if step == 1:
+        swapped.cond_hint_original = 1 - swapped.cond_hint_original
+
+follows = not torch.allclose(sample(swap), first, atol=1e-3)
 hint[:, 5, 5] = float("nan")
 try:
     broken = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0).args[0]
@@ -315,7 +345,8 @@ try:
 except ValueError as error:
     nan = str(error)
 report(once=once, stopped=stopped, state=state, callbacks=callbacks,
-       equal=torch.equal(first, again), nan=nan, models=len(used.get_models()))
+       equal=torch.equal(first, again), nan=nan, grey=grey, rgba=rgba, follows=follows,
+       models=len(used.get_models()))
 """
 
 
@@ -327,4 +358,7 @@ def test_state_of_one_sampling_is_dropped(in_host: Callable[..., dict[str, Any]]
     assert found["callbacks"] == 0
     assert found["equal"]
     assert found["models"] == 1
+    assert found["grey"]
+    assert found["rgba"]
+    assert found["follows"]
     assert "NaN or infinite" in found["nan"]
