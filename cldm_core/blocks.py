@@ -215,10 +215,7 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward.
-
-    Each with a norm before and a skip around.
-    """
+    """Self-attention, cross-attention, feed-forward; a norm before and a skip around each."""
 
     def __init__(
         self,

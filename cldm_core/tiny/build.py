@@ -113,10 +113,7 @@ class Build:
         )
 
     def run(self) -> None:
-        """Trains everything that isn't trained yet.
-
-        Writes the weights, and measures them as they were written.
-        """
+        """Trains what isn't trained yet, writes the weights, and measures them as written."""
         controls = {task.name: self.control(task) for task in tasks()}
         export(self.weights, self.vae, self.nets, controls, self.cache, self.emoji[0])
         figures = write_report(self.folder, self.emoji[1], tasks())

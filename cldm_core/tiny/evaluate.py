@@ -33,10 +33,7 @@ def sample(
     strength: float = 1.0,
     steps: int = STEPS,
 ) -> Picture:
-    """One picture for each prompt.
-
-    With fixed seeds, with control where a net and hints are given.
-    """
+    """One picture for each prompt with fixed seeds, steered where a net and hints are given."""
     settings = Settings(
         steps=steps, guidance=GUIDANCE, seed=SEED, width=SIZE, height=SIZE, count=len(prompts)
     )

@@ -47,10 +47,7 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 class Ema:
-    """Exponential moving average of a module's weights.
-
-    Warmed up so that early steps don't linger.
-    """
+    """Exponential moving average of weights, warmed up so that early steps don't linger."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay

@@ -34,10 +34,7 @@ PROBE_STEPS = 15
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of hint: how it is made from a picture.
-
-    How adherence to it is scored, how its net is trained.
-    """
+    """A kind of hint: how it is made, how adherence to it is scored, how its net is trained."""
 
     name: str
     hint_of: HintOfPicture

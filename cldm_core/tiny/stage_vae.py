@@ -42,10 +42,7 @@ def _augmented(emoji: Emoji, rng: np.random.Generator) -> np.ndarray:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 + gradient L1 + squared error.
-
-    On [0, 1]: the first two keep edges, the last is what PSNR measures.
-    """
+    """L1 + gradient L1 + squared error on [0, 1]: the first two keep edges, PSNR is the last."""
     loss = F.l1_loss(output, target) + 4 * F.mse_loss(output, target)
     for dim in (2, 3):
         loss = loss + 0.5 * F.l1_loss(output.diff(dim=dim), target.diff(dim=dim))

@@ -81,10 +81,7 @@ def new_text_encoder() -> CLIPTextModel:
 
 
 def load_text_encoder(tensors: Mapping[str, Tensor]) -> CLIPTextModel:
-    """The trained text encoder in fp32.
-
-    From the names that public checkpoints use (`text_model.*`).
-    """
+    """The trained text encoder in fp32, from the names of public checkpoints (`text_model.*`)."""
     model = new_text_encoder()
     own = model.state_dict()
     # transformers 5 dropped the wrapper that gave the names their first part.

@@ -1,5 +1,6 @@
 """The embedded model as it is committed: small enough, measured, and following its hints."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -38,6 +39,12 @@ def test_the_card_s_figures_are_as_promised(figures: dict) -> None:
     assert edges["with_control"] >= 0.68
     assert edges["with_control"] - edges["without_control"] >= 0.28
     assert all(figures[name]["strength_0_is_without_bit_for_bit"] for name in tiny.CONTROLS)
+
+
+def test_the_card_s_figures_are_those_of_these_weights(figures: dict) -> None:
+    for name, expected in figures["sha256"].items():
+        found = hashlib.sha256(tiny.weights(name).read_bytes()).hexdigest()
+        assert found == expected, f"{name} has changed: measure again with cldm_core.tiny.build"
 
 
 def test_the_card_tells_the_figures(figures: dict) -> None:
