@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import CldmError
+from .pipeline import SCHEDULERS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,8 +77,8 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument(
         "--prediction",
         choices=("eps", "v"),
-        default="eps",
-        help="what the checkpoint predicts; v for SD 2.1 at 768 (%(default)s)",
+        help="what the checkpoint predicts; v for SD 2.1 at 768 (default: what the checkpoint "
+        "says, eps if it says nothing)",
     )
     sample.add_argument(
         "--tokenizer",
@@ -106,7 +107,7 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--end",
         type=float,
         default=1.0,
-        help="share of the steps at which control ends (%(default)s)",
+        help="share of the steps before which control ends (%(default)s)",
     )
     sample.add_argument(
         "--guess-mode",
@@ -119,8 +120,9 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     sample.add_argument(
         "--scheduler",
+        choices=tuple(SCHEDULERS),
         default="ddim",
-        help="ddim, euler, euler_ancestral, dpmpp_2m, unipc (%(default)s)",
+        help="how the steps are taken (%(default)s)",
     )
     sample.add_argument(
         "--size", type=int, help="side of the square picture (default: the model's own)"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from . import tiny
 from .checkpoint import load_controlnet
 from .errors import CldmError
 from .hooks import named_function
-from .pictures import read_picture, side_by_side, square, write_picture
+from .pictures import check_writable, read_picture, side_by_side, square, write_picture
 from .pipeline import Control, Picture, Pipeline, Settings, to_hint
 
 if TYPE_CHECKING:
@@ -28,41 +30,40 @@ TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 def demo(picture: Path | None, prompt: str | None, out: Path, seed: int) -> None:
     """Hint of a picture, then the embedded model with and without it, side by side in `out`."""
+    check_writable(out)
+    settings = replace(TINY_SETTINGS, seed=seed)
     original = square(read_picture(picture or tiny.EXAMPLE), tiny.SIZE)
     prompt = prompt if prompt is not None else ("" if picture else tiny.EXAMPLE_PROMPT)
-    hint = named_function("annotators:canny")(original)
+    hint = make_hint("annotators:canny", original)
     pipeline = tiny.load_pipeline()
     control = Control(tiny.load_control("canny"), to_hint(hint))
-    settings = replace(TINY_SETTINGS, seed=seed)
-    (without,) = pipeline(prompt, [], settings, progress=progress_bar("without control"))
-    (steered,) = pipeline(prompt, [control], settings, progress=progress_bar("with control"))
+    with progress_bar("without control") as progress:
+        (without,) = pipeline(prompt, [], settings, progress=progress)
+    with progress_bar("with control") as progress:
+        (steered,) = pipeline(prompt, [control], settings, progress=progress)
     titles = ["picture", "hint (Canny)", "without control", "with control"]
     write_picture(side_by_side([original, hint, without, steered], titles), out)
     sys.stdout.write(f"Prompt: {prompt!r}. The pictures are side by side in {out.resolve()}\n")
 
 
 def sample(arguments: argparse.Namespace) -> None:
-    """Pictures from the command line's settings, each in a file of its own."""
+    """Pictures from the command line's settings, each in a file of its own.
+
+    What can be wrong without a look into the nets is found before they are loaded.
+    """
+    settings = _settings(arguments)
+    check_writable(arguments.out)
+    _check_device(arguments.device)
+    controls = _controls(arguments, settings.width)
     pipeline = _pipeline(arguments)
-    default_size = 512 if arguments.checkpoint else tiny.SIZE
-    default_guidance = FULL_GUIDANCE if arguments.checkpoint else TINY_GUIDANCE
-    size = arguments.size or default_size
-    settings = Settings(
-        steps=arguments.steps,
-        guidance=default_guidance if arguments.guidance is None else arguments.guidance,
-        seed=arguments.seed,
-        width=size,
-        height=size,
-        count=arguments.count,
-        scheduler=arguments.scheduler,
-    )
-    pictures = pipeline(
-        arguments.prompt,
-        _controls(arguments, size),
-        settings,
-        negative=arguments.negative,
-        progress=progress_bar("sampling"),
-    )
+    with progress_bar("sampling") as progress:
+        pictures = pipeline(
+            arguments.prompt,
+            controls,
+            settings,
+            negative=arguments.negative,
+            progress=progress,
+        )
     for index, picture in enumerate(pictures):
         name = arguments.out
         path = name if len(pictures) == 1 else name.with_stem(f"{name.stem}_{index}")
@@ -70,19 +71,67 @@ def sample(arguments: argparse.Namespace) -> None:
         sys.stdout.write(f"{path}\n")
 
 
-def progress_bar(title: str) -> Callable[[int, int], None]:
-    """A bar on standard error that is moved by calls (step, steps)."""
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error that is moved by calls (step, steps), and not there before them."""
     from tqdm import tqdm
 
-    bar: Any = tqdm(desc=title, unit="step")
+    with ExitStack() as stack:
+        bar: Any = None
 
-    def update(step: int, steps: int) -> None:
-        bar.total = steps
-        bar.update(step - bar.n)
-        if step == steps:
-            bar.close()
+        def update(step: int, steps: int) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = stack.enter_context(tqdm(desc=title, total=steps, unit="step"))
+            bar.update(step - bar.n)
 
-    return update
+        yield update
+
+
+def make_hint(annotator: str, picture: Picture) -> Picture:
+    """What the function MODULE:FUNCTION makes of a picture.
+
+    Raises CldmError where it refuses the picture, or gives no picture of the same size.
+    """
+    function = named_function(annotator)
+    try:
+        hint = function(picture)
+    except (TypeError, ValueError) as error:
+        raise CldmError(
+            f"{annotator} made no hint of the picture: {error}".rstrip(".") + "."
+        ) from error
+    is_array = isinstance(hint, np.ndarray)
+    if not is_array or hint.dtype != np.uint8 or hint.shape != picture.shape:
+        found = f"{hint.dtype} {hint.shape}" if is_array else type(hint).__name__
+        raise CldmError(
+            f"{annotator} gave {found}, expected a picture, uint8 {picture.shape}: choose an "
+            "annotator, such as annotators:canny."
+        )
+    return np.asarray(hint)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    size, guidance = (512, FULL_GUIDANCE) if arguments.checkpoint else (tiny.SIZE, TINY_GUIDANCE)
+    size = size if arguments.size is None else arguments.size
+    return Settings(
+        steps=arguments.steps,
+        guidance=guidance if arguments.guidance is None else arguments.guidance,
+        seed=arguments.seed,
+        width=size,
+        height=size,
+        count=arguments.count,
+        scheduler=arguments.scheduler,
+    )
+
+
+def _check_device(name: str) -> None:
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name not in available:
+        raise CldmError(f"There is no device {name!r} here: choose {' or '.join(available)}.")
 
 
 def _pipeline(arguments: argparse.Namespace) -> Pipeline:
@@ -109,8 +158,8 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
-    net = _net(arguments)
     hint = to_hint(_hint(arguments, size)).to(arguments.device)
+    net = _net(arguments)
     return [
         Control(net, hint, arguments.strength, arguments.start, arguments.end, arguments.guess_mode)
     ]
@@ -124,7 +173,4 @@ def _net(arguments: argparse.Namespace) -> ControlNet:
 
 def _hint(arguments: argparse.Namespace, size: int) -> Picture:
     picture = square(read_picture(arguments.hint), size)
-    if arguments.annotator is None:
-        return picture
-    hint: Picture = named_function(arguments.annotator)(picture)
-    return hint
+    return make_hint(arguments.annotator, picture) if arguments.annotator else picture

@@ -1,14 +1,11 @@
-"""What a UNet and a ControlNet look like.
-
-One frozen record each, with the published families as constants.
-"""
+"""What a UNet and a ControlNet look like: one frozen record each, and the published families."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import CldmError
 
@@ -19,7 +16,7 @@ GROUPS = 32
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Architecture of a UNet (openaimodel.py of CompVis/latent-diffusion).
+    """The architecture of a UNet (openaimodel.py of CompVis/latent-diffusion).
 
     `transformer_depth` has one number for each residual block of the encoder,
     `transformer_depth_output` one for each of the decoder; 0 means no transformer there.
@@ -50,8 +47,8 @@ class UNetConfig:
     prediction: Prediction = "eps"
 
     def __post_init__(self) -> None:
+        self._check_types()
         levels = len(self.channel_mult)
-        _require(levels > 0, f"channel_mult is {self.channel_mult}, expected at least one level")
         _require(
             len(self.num_res_blocks) == levels,
             f"num_res_blocks has {len(self.num_res_blocks)} entries for {levels} levels of "
@@ -62,6 +59,11 @@ class UNetConfig:
             f"transformer_depth has {len(self.transformer_depth)} entries for "
             f"{sum(self.num_res_blocks)} blocks",
         )
+        _require(
+            len(self.disable_self_attentions) in (0, levels),
+            f"disable_self_attentions has {len(self.disable_self_attentions)} entries for "
+            f"{levels} levels of channel_mult",
+        )
         self._check_widths()
         decoder = sum(self.num_res_blocks) + levels
         _require(
@@ -70,10 +72,38 @@ class UNetConfig:
             f"{decoder} blocks",
         )
         _require(
+            self.context_dim is not None or not self._has_transformers(),
+            "context_dim is none, expected the width of the text that the transformers read",
+        )
+        _require(
             (self.num_heads == -1) != (self.num_head_channels == -1),
             f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give "
             f"one of them",
         )
+
+    def _check_types(self) -> None:
+        """Refuses values of a wrong type or range, which come out of hand-written files."""
+        for name in ("model_channels", "in_channels", "out_channels"):
+            _expect(self, name, _is_positive, "a positive whole number")
+        for name in ("num_heads", "num_head_channels"):
+            _expect(self, name, _is_positive_or_unset, "a positive whole number, or -1 for none")
+        for name in ("context_dim", "adm_in_channels"):
+            _expect(self, name, _is_positive_or_none, "a positive whole number or none")
+        for name in ("channel_mult", "num_res_blocks"):
+            _expect(self, name, _are_positive, "a list of positive whole numbers")
+        for name in ("transformer_depth", "transformer_depth_output"):
+            _expect(self, name, _are_depths, "a list of whole numbers from 0")
+        _expect(self, "transformer_depth_middle", _is_middle_depth, "a whole number from -1")
+        _expect(self, "disable_self_attentions", _are_flags, "a list of true and false")
+        for field in dataclasses.fields(self):
+            if field.type == "bool":
+                _expect(self, field.name, _is_flag, "true or false")
+        _expect(self, "dropout", _is_share, "a number from 0 to 1")
+        _expect(self, "prediction", _is_prediction, "'eps' or 'v'")
+
+    def _has_transformers(self) -> bool:
+        depths = (*self.transformer_depth, *self.transformer_depth_output)
+        return any(depths) or self.transformer_depth_middle > 0
 
     def _check_widths(self) -> None:
         for mult in self.channel_mult:
@@ -109,11 +139,11 @@ class UNetConfig:
         Raises CldmError where the mapping names something that this family doesn't have.
         """
         _check_params(params)
-        mult = tuple(params.get("channel_mult", (1, 2, 4, 8)))
+        mult = _ints(params.get("channel_mult", (1, 2, 4, 8)), "channel_mult")
         blocks = _per_level(params["num_res_blocks"], len(mult), "num_res_blocks")
         depths = _per_level(params.get("transformer_depth", 1), len(mult), "transformer_depth")
-        attended = _attended(params, mult, depths)
-        limits = params.get("num_attention_blocks") or tuple(count + 1 for count in blocks)
+        attended = _attended(params, depths)
+        limits = _limits(params, blocks)
         encoder = [
             attended[level] if block < limits[level] else 0
             for level, count in enumerate(blocks)
@@ -144,7 +174,9 @@ class UNetConfig:
             use_scale_shift_norm=params.get("use_scale_shift_norm", False),
             resblock_updown=params.get("resblock_updown", False),
             conv_resample=params.get("conv_resample", True),
-            disable_self_attentions=tuple(params.get("disable_self_attentions") or ()),
+            disable_self_attentions=_entries(
+                params.get("disable_self_attentions") or (), "disable_self_attentions"
+            ),
             disable_middle_self_attn=params.get("disable_middle_self_attn", False),
             dropout=params.get("dropout", 0.0),
             prediction=params.get("prediction", "eps"),
@@ -156,10 +188,11 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
-        """The record that `to_dict` wrote; raises CldmError for names or counts that don't fit."""
+        """The record that `to_dict` wrote; raises CldmError for names or values that don't fit."""
+        _require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
         try:
             fields: dict[str, Any] = {
-                key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+                key: tuple(v) if _is_list(v) else v for key, v in values.items()
             }
             return cls(**fields)
         except TypeError as error:
@@ -168,19 +201,28 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """A ControlNet: the encoder of `unet`, a hint encoder, zero convolutions.
+    """A ControlNet: the encoder of `unet`, a hint encoder and zero convolutions.
 
-    `global_average_pooling`: residuals are averaged over the picture, as the shuffle net of
-    ControlNet 1.1 wants.
+    With `global_average_pooling` the residuals are averaged over the picture, as the shuffle net
+    of ControlNet 1.1 wants.
     """
 
     unet: UNetConfig
     hint_channels: int = 3
     global_average_pooling: bool = False
 
+    def __post_init__(self) -> None:
+        _expect(self, "unet", _is_unet, "the configuration of a UNet")
+        _expect(self, "hint_channels", _is_positive, "a positive whole number")
+        _expect(self, "global_average_pooling", _is_flag, "true or false")
+
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> ControlNetConfig:
-        """The `params` mapping of a `control_stage_config` in the original's YAML files."""
+        """From the `params` of a `control_stage_config` in the original's YAML files.
+
+        Raises CldmError where the mapping names something that this family doesn't have.
+        """
+        _require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
         # A ControlNet has no output blocks, so its mapping names no out_channels; the base's are as
         # many as come in.
         unet = UNetConfig.from_params({"out_channels": params.get("in_channels", 4), **params})
@@ -194,7 +236,8 @@ class ControlNetConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ControlNetConfig:
-        """The record that `to_dict` wrote; raises CldmError for names or counts that don't fit."""
+        """The record that `to_dict` wrote; raises CldmError for names or values that don't fit."""
+        _require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
         try:
             return cls(**{**values, "unet": UNetConfig.from_dict(values["unet"])})
         except (KeyError, TypeError) as error:
@@ -203,7 +246,65 @@ class ControlNetConfig:
 
 def _require(condition: bool, sentence: str) -> None:
     if not condition:
-        raise CldmError(f"The UNet's configuration doesn't fit together: {sentence}.")
+        raise CldmError(f"The net's configuration doesn't fit together: {sentence}.")
+
+
+def _expect(record: object, name: str, fits: Callable[[Any], bool], expected: str) -> None:
+    value = getattr(record, name)
+    _require(fits(value), f"{name} is {value!r}, expected {expected}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> bool:
+    """Whether it is a sequence of values; the YAML loaders' own kinds count, text doesn't."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_positive(value: Any) -> bool:
+    return _is_int(value) and value > 0
+
+
+def _is_positive_or_unset(value: Any) -> bool:
+    return _is_positive(value) or (_is_int(value) and value == -1)
+
+
+def _is_positive_or_none(value: Any) -> bool:
+    return value is None or _is_positive(value)
+
+
+def _is_middle_depth(value: Any) -> bool:
+    return _is_int(value) and value >= -1
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return (_is_int(value) or isinstance(value, float)) and 0 <= value <= 1
+
+
+def _is_prediction(value: object) -> bool:
+    return isinstance(value, str) and value in get_args(Prediction)
+
+
+def _is_unet(value: object) -> bool:
+    return isinstance(value, UNetConfig)
+
+
+def _are_positive(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_positive, value))
+
+
+def _are_depths(value: Any) -> bool:
+    return isinstance(value, tuple) and all(_is_int(depth) and depth >= 0 for depth in value)
+
+
+def _are_flags(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_flag, value))
 
 
 # Parameters of the original's constructor that change nothing here: training details, and sizes
@@ -226,7 +327,8 @@ _READ = (_FIELDS - {"transformer_depth_output"}) | {
 
 
 def _check_params(params: Mapping[str, Any]) -> None:
-    unknown = sorted(set(params) - _READ - _WITHOUT_EFFECT)
+    _require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
+    unknown = sorted(map(str, set(params) - _READ - _WITHOUT_EFFECT))
     _require(not unknown, f"unknown parameters {', '.join(unknown)}")
     missing = [
         key
@@ -254,41 +356,61 @@ def _check_params(params: Mapping[str, Any]) -> None:
     )
 
 
-def _per_level(value: int | Sequence[int], levels: int, name: str) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * levels
-    _require(
-        len(value) == levels, f"{name} has {len(value)} entries for {levels} levels of channel_mult"
-    )
+def _entries(value: Any, name: str) -> tuple[Any, ...]:
+    _require(_is_list(value), f"{name} is {value!r}, expected a list")
     return tuple(value)
 
 
-def _attended(params: Mapping[str, Any], mult: Sequence[int], depths: Sequence[int]) -> list[int]:
-    """Transformer depth of each level.
-
-    0 where its downsampling factor is not in attention_resolutions.
-    """
-    resolutions = set(params["attention_resolutions"])
-    return [depth if 2**level in resolutions else 0 for level, depth in enumerate(depths)][
-        : len(mult)
-    ]
+def _ints(value: Any, name: str) -> tuple[int, ...]:
+    entries = _entries(value, name)
+    _require(all(map(_is_int, entries)), f"{name} is {value!r}, expected a list of whole numbers")
+    return entries
 
 
-def _middle_depth(params: Mapping[str, Any], depths: Sequence[int]) -> int:
+def _per_level(value: Any, levels: int, name: str) -> tuple[int, ...]:
+    if _is_int(value):
+        return (value,) * levels
+    _require(_is_list(value), f"{name} is {value!r}, expected a whole number or one for each level")
+    entries = _ints(value, name)
+    _require(
+        len(entries) == levels,
+        f"{name} has {len(entries)} entries for {levels} levels of channel_mult",
+    )
+    return entries
+
+
+def _attended(params: Mapping[str, Any], depths: Sequence[int]) -> list[int]:
+    """Transformer depth of each level, 0 where attention_resolutions leaves its factor out."""
+    resolutions = _ints(params["attention_resolutions"], "attention_resolutions")
+    return [depth if 2**level in resolutions else 0 for level, depth in enumerate(depths)]
+
+
+def _limits(params: Mapping[str, Any], blocks: Sequence[int]) -> tuple[int, ...]:
+    """How many blocks of each level may have a transformer."""
+    given = params.get("num_attention_blocks")
+    if given is None:
+        return tuple(count + 1 for count in blocks)
+    return _per_level(given, len(blocks), "num_attention_blocks")
+
+
+def _middle_depth(params: Mapping[str, Any], depths: Sequence[int]) -> Any:
     given = params.get("transformer_depth_middle")
-    return depths[-1] if given is None else int(given)
+    if given is not None:
+        return given
+    return depths[-1] if depths else -1
 
 
 def _context_dim(params: Mapping[str, Any]) -> int:
-    value = params.get("context_dim")
+    value: Any = params.get("context_dim")
     # SDXL's YAML files and some others write the width as a list of one.
-    if isinstance(value, Sequence) and len(set(value)) == 1:
+    if _is_list(value) and value and all(width == value[0] for width in value):
         value = value[0]
     _require(
-        isinstance(value, int),
+        _is_positive(value),
         f"context_dim is {value!r}, expected the width of the text embeddings",
     )
-    return int(value)  # type: ignore[arg-type]
+    width: int = value
+    return width
 
 
 def _published(**changes: Any) -> UNetConfig:

@@ -1,6 +1,6 @@
-"""Functions named on a command line.
+"""Functions named on a command line, such as `annotators:canny`.
 
-Such as `annotators:canny`: the one place where the core reaches outside itself.
+This is the one place where the core reaches outside itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def named_function(name: str) -> Callable[..., Any]:
         )
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:
         raise CldmError(f"{name!r} can't be used: {error}.") from error
     if not callable(found):
         raise CldmError(f"{name!r} is not a function.")

@@ -12,7 +12,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def edge_f1(edges: Array, hint: Array, *, tolerance: float = 2.0) -> float:
     """F1 of two edge maps (H, W), true where an edge is, matched within `tolerance` pixels.
 
-    1 where both are empty, 0 where one is.
+    It is 1 where both are empty, and 0 where one of them is.
     """
     if not edges.any() or not hint.any():
         return float(edges.any() == hint.any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from .pipeline import Picture
 def read_picture(path: Path, *, alpha: bool = False) -> Picture:
     """The file as (H, W, 3) uint8 RGB.
 
-    Transparency is laid on white, or kept as (H, W, 4) with `alpha`.
+    Transparency is laid on white, or kept as (H, W, 4) with `alpha`. Raises CldmError where there
+    is no file, or no picture in it.
     """
     import cv2
 
     if not path.is_file():
         raise CldmError(f"There is no picture {path}: check the name and the folder.")
     # Not cv2.imread: it can't open paths with letters that the system's code page lacks.
-    data = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    file = np.frombuffer(path.read_bytes(), np.uint8)
+    data = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size else None
     if data is None or data.dtype not in (np.uint8, np.uint16):
         raise CldmError(
-            f"{path} can't be read as a picture: it is damaged or of an unknown kind. Use PNG, "
-            f"JPEG or WebP."
+            f"{path} can't be read as a picture: it is damaged or of an unknown kind. "
+            "Use PNG, JPEG or WebP."
         )
     if data.dtype == np.uint16:
         data = (data / 257).round().astype(np.uint8)
@@ -39,21 +42,48 @@ def read_picture(path: Path, *, alpha: bool = False) -> Picture:
 
 
 def write_picture(picture: Picture, path: Path) -> None:
-    """Writes (H, W, 3) uint8 RGB under a temporary name.
+    """Writes (H, W, 3) uint8 RGB; the kind of file follows the ending.
 
-    Then renames; the kind follows the ending.
+    The file is written under a temporary name and then renamed, so that it is whole or not there.
+    Raises CldmError where OpenCV can't write that kind.
     """
-    import cv2
-
-    done, data = cv2.imencode(path.suffix or ".png", picture[..., ::-1])
-    if not done:
-        raise CldmError(
-            f"The picture could not be written as {path.suffix}: use .png, .jpg or .webp."
-        )
+    data = _encode(picture, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(data.tobytes())
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises CldmError where write_picture could not write `path`; leaves nothing behind."""
+    _encode(np.zeros((8, 8, 3), np.uint8), path)
+    try:
+        if path.is_dir():
+            raise CldmError(f"{path} is a folder: give the name of a file.")
+        # The folders between this one and the file are made by write_picture.
+        folder = next(parent for parent in path.parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CldmError(
+            f"{path} can't be written ({error.strerror}): choose another folder or name."
+        ) from error
+
+
+def _encode(picture: Picture, path: Path) -> bytes:
+    import cv2
+
+    # imencode raises where no writer knows the ending.
+    if cv2.haveImageWriter(path.name):
+        done, data = cv2.imencode(path.suffix, picture[..., ::-1])
+        if done:
+            return data.tobytes()
+    raise CldmError(
+        f"The picture can't be written as {path.name!r}: let the name end in .png, .jpg or .webp."
+    )
 
 
 def square(picture: Picture, side: int) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from .unet import ControlledUNet
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
+SEEDS = 2**64
+"""How many seeds PyTorch's generator takes."""
+
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -29,10 +33,7 @@ SCHEDULERS = {
 
 
 class Autoencoder(Protocol):
-    """Pictures to latents and back; latents come scaled to the UNet's liking."""
-
-    def encode(self, pixels: Tensor, /) -> Tensor:
-        """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w)."""
+    """The half of an autoencoder that sampling needs; its latents are scaled for the UNet."""
 
     def decode(self, latents: Tensor, /) -> Tensor:
         """(B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1]."""
@@ -46,8 +47,10 @@ TextEncoder = Callable[[Sequence[str]], Tensor]
 class Control:
     """A net with its hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture.
 
-    strength scales the residuals; the control acts from `start` to `end`, shares of the steps in
-    [0, 1]; guess mode weakens the early blocks and leaves the unconditional side without control.
+    strength scales the residuals. `start` and `end` are shares of the steps in [0, 1]: the control
+    acts on the steps that begin at `start` or later and before `end`, so 0.5 to 1.0 is the second
+    half with the last step. Guess mode weakens the early blocks and leaves the unconditional side
+    without control. Raises ShapeError or CldmError where the hint or a number doesn't fit.
     """
 
     net: ControlNet
@@ -57,6 +60,20 @@ class Control:
     end: float = 1.0
     guess_mode: bool = False
 
+    def __post_init__(self) -> None:
+        if self.hint.ndim != 4:
+            raise ShapeError(
+                f"The hint has shape {tuple(self.hint.shape)}, expected (B, channels, height, "
+                "width): to_hint makes one of a picture."
+            )
+        if not math.isfinite(self.strength):
+            raise CldmError(f"The strength is {self.strength}, expected a finite number.")
+        if not 0 <= self.start <= self.end <= 1:
+            raise CldmError(
+                f"The control starts at {self.start} and ends at {self.end}, expected shares of "
+                "the steps in [0, 1] with the start not behind the end."
+            )
+
     def scales(self) -> float | tuple[float, ...]:
         if not self.guess_mode:
             return self.strength
@@ -64,12 +81,16 @@ class Control:
 
     def acts(self, progress: float) -> bool:
         """Whether it acts on the step that begins at `progress` in [0, 1)."""
-        return self.strength != 0 and self.start <= progress <= self.end
+        return self.strength != 0 and self.start <= progress < self.end
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are sampled; width and height are multiples of 8 pixels."""
+    """How pictures are sampled; width and height are multiples of 8 pixels.
+
+    Picture i of `count` has the seed `seed + i`. Raises ShapeError or CldmError where a number
+    doesn't fit.
+    """
 
     steps: int = 20
     guidance: float = 7.5
@@ -79,15 +100,37 @@ class Settings:
     count: int = 1
     scheduler: str = "ddim"
 
+    def __post_init__(self) -> None:
+        sides = (self.width, self.height)
+        if min(sides) < 1 or any(side % HINT_SCALE for side in sides):
+            raise ShapeError(
+                f"The picture is {self.width}x{self.height}: both sides must be multiples of "
+                f"{HINT_SCALE}, at least {HINT_SCALE}."
+            )
+        if self.steps < 1 or self.count < 1:
+            raise CldmError(
+                f"{self.steps} steps for {self.count} pictures were asked for: at least one of "
+                "each."
+            )
+        if not math.isfinite(self.guidance):
+            raise CldmError(f"The guidance is {self.guidance}, expected a finite number.")
+        if self.seed < 0 or self.seed + self.count > SEEDS:
+            raise CldmError(
+                f"The seeds start at {self.seed}, expected whole numbers from 0 to 2^64 - 1."
+            )
+
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of a text-to-image model, and the sampling loop over them."""
+    """The parts of a text-to-image model, and the sampling loop over them.
+
+    prediction: what the UNet predicts; None takes it from the UNet's configuration.
+    """
 
     unet: ControlledUNet
     autoencoder: Autoencoder
     encode_text: TextEncoder
-    prediction: Prediction = "eps"
+    prediction: Prediction | None = None
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
 
     @torch.inference_mode()
@@ -102,22 +145,27 @@ class Pipeline:
     ) -> Picture:
         """Pictures (count, height, width, 3), uint8 RGB; `progress(step, steps)` after each step.
 
-        prompt: one for all pictures, or one for each of settings.count.
-
-        The noise is drawn on the CPU, picture by picture, so a seed gives the same picture on every
-        device and in every batch. Raises CldmError where settings or hints don't fit.
+        prompt: one for all pictures, or one for each of settings.count. The noise is drawn on the
+        CPU, picture by picture, so a seed gives the same picture on every device and in every
+        batch. Raises CldmError where prompts, hints and settings don't fit together.
         """
         settings = settings or Settings()
         controls = list(controls)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         _check(settings, prompts, controls)
+        prediction = self.prediction or self.unet.config.prediction
+        scheduler = make_scheduler(settings.scheduler, self.schedule, prediction)
+        if settings.steps >= self.schedule.timesteps:
+            raise CldmError(
+                f"{settings.steps} steps were asked for: the model was trained on "
+                f"{self.schedule.timesteps}, so take fewer than that."
+            )
+        scheduler.set_timesteps(settings.steps)
         weight = next(self.unet.parameters())
         unconditional, *conditional = self.encode_text([negative, *prompts]).to(weight)
         sides = [torch.stack(conditional)]
         if settings.guidance != 1:
             sides.insert(0, unconditional[None])
-        scheduler = make_scheduler(settings.scheduler, self.schedule, self.prediction)
-        scheduler.set_timesteps(settings.steps)
         latents = _noise(settings).to(weight) * scheduler.init_noise_sigma
         features = [control.net.encode_hint(control.hint.to(weight)) for control in controls]
         generator = torch.Generator().manual_seed(settings.seed)
@@ -144,9 +192,9 @@ class Pipeline:
         active: Sequence[tuple[Control, Tensor]],
         guidance: float,
     ) -> Tensor:
-        """Classifier-free guidance.
+        """Classifier-free guidance: negative + guidance * (positive - negative).
 
-        Negative + guidance * (positive - negative); one side alone where it is 1.
+        Where `guidance` is 1, `sides` is the positive one alone.
         """
         positive = self._side(x, timestep, sides[-1], active, conditional=True)
         if len(sides) == 1:
@@ -196,19 +244,10 @@ def make_scheduler(name: str, schedule: NoiseSchedule, prediction: Prediction) -
 
 
 def _check(settings: Settings, prompts: Sequence[str], controls: Sequence[Control]) -> None:
-    if settings.width % HINT_SCALE or settings.height % HINT_SCALE:
-        raise ShapeError(
-            f"The picture is {settings.width}x{settings.height}: both sides must be multiples of 8."
-        )
-    if settings.steps < 1 or settings.count < 1:
-        raise CldmError(
-            f"{settings.steps} steps for {settings.count} pictures were asked for: at least one "
-            f"of each."
-        )
     if len(prompts) not in (1, settings.count):
         raise CldmError(
-            f"{len(prompts)} prompts were given for {settings.count} pictures: give one, or one "
-            f"for each."
+            f"{len(prompts)} prompts were given for {settings.count} pictures: "
+            "give one, or one for each."
         )
     for control in controls:
         height, width = control.hint.shape[2:]

@@ -5,7 +5,8 @@ Widths and depths are read from the file's keys; the key tables are those of dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_unet, read
+from .checkpoint.detect import count_of, shape_of
+from .checkpoint.load import require_fit
 from .config import Prediction
-from .errors import CldmError, UnsupportedCheckpoint
+from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -26,32 +29,39 @@ StateDict = Mapping[str, Tensor]
 VAE_PREFIX = "first_stage_model."
 CLIP_PREFIX = "cond_stage_model.transformer."
 OPEN_CLIP_PREFIX = "cond_stage_model.model."
+OPEN_CLIP_PARTS = tuple(
+    OPEN_CLIP_PREFIX + name
+    for name in ("transformer.", "token_embedding.", "positional_embedding", "ln_final.")
+)
 TOKENIZER = "openai/clip-vit-large-patch14"
 TOKENS = 77
 HEAD_CHANNELS = 64
 SCALE_FACTOR = 0.18215
+# Parts of a published text encoder that the embeddings don't depend on.
+TOLERATED = {"position_ids", "text_projection", "logit_scale"}
 
 
 def load_pipeline(
-    path: Path,
+    path: str | Path,
     *,
     tokenizer: str | None = None,
-    prediction: Prediction = "eps",
+    prediction: Prediction | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
     """A pipeline of a checkpoint in the original's layout (.safetensors, or .ckpt of tensors).
 
-    tokenizer: a folder with CLIP's vocab.json and merges.txt; None takes them from the Hugging Face
-    hub or its cache. prediction: "v" for SD 2.1 at 768 pixels, which a file doesn't tell. The VAE
-    and text encoder run in fp32. Raises UnsupportedCheckpoint where a part is missing, CldmError
-    where there is no tokenizer.
+    `tokenizer` is a folder with CLIP's vocab.json and merges.txt; None takes them from the Hugging
+    Face hub or its cache. `prediction` is "v" for SD 2.1 at 768 pixels, which keys don't tell; None
+    takes the one of the file's own configuration, "eps" where it has none. The VAE and text encoder
+    run in fp32. Raises UnsupportedCheckpoint where a part is missing, CheckpointMismatch where it
+    is damaged and CldmError where there is no tokenizer.
     """
     checkpoint = read(path)
-    unet = load_unet(checkpoint.tensors, device=device, dtype=dtype)
+    unet = load_unet(checkpoint, device=device, dtype=dtype)
     vae = ScaledAutoencoder(load_vae(checkpoint.tensors).to(device))
     text = TextEncoder(load_text_encoder(checkpoint.tensors).to(device), load_tokenizer(tokenizer))
-    return Pipeline(unet, vae, text, prediction)
+    return Pipeline(unet, vae, text, prediction or unet.config.prediction)
 
 
 class ScaledAutoencoder:
@@ -95,10 +105,7 @@ class TextEncoder:
 
 
 def load_tokenizer(source: str | None) -> CLIPTokenizer:
-    """CLIP's tokenizer from a folder or hub name.
-
-    Raises CldmError with what to do where there is none.
-    """
+    """CLIP's tokenizer from a folder or hub name; raises CldmError where there is none."""
     from transformers import CLIPTokenizer
 
     try:
@@ -106,51 +113,60 @@ def load_tokenizer(source: str | None) -> CLIPTokenizer:
     except (OSError, ValueError) as error:
         raise CldmError(
             f"CLIP's tokenizer could not be read from {source or TOKENIZER}: give the folder that "
-            f"holds vocab.json and "
-            "merges.txt (--tokenizer on the command line), or connect to the internet once."
+            f"holds vocab.json and merges.txt (--tokenizer on the command line), or connect to "
+            f"the internet once."
         ) from error
     return tokenizer
 
 
 def load_vae(tensors: StateDict) -> AutoencoderKL:
     """The autoencoder under `first_stage_model.`, in fp32 and frozen."""
+    with _readable("autoencoder"):
+        vae, state = _vae(_part(tensors, VAE_PREFIX, "autoencoder"))
+    require_fit(vae.state_dict(), state, "The checkpoint's autoencoder")
+    vae.load_state_dict(state)
+    frozen: AutoencoderKL = vae.float().eval().requires_grad_(False)
+    return frozen
+
+
+def _vae(state: StateDict) -> tuple[AutoencoderKL, StateDict]:
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    state = _part(tensors, VAE_PREFIX, "autoencoder")
-    levels = _count(state, VAE_PREFIX + "encoder.down.{}.block.0.conv1.weight")
+    down = VAE_PREFIX + "encoder.down."
+    levels = count_of(state, down + "{}.block.0.conv1.weight")
     widths = [
-        state[f"{VAE_PREFIX}encoder.down.{level}.block.0.conv2.weight"].shape[0]
-        for level in range(levels)
+        shape_of(state, f"{down}{level}.block.0.conv2.weight", 4)[0] for level in range(levels)
     ]
     config: dict[str, Any] = {
         "block_out_channels": widths,
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(state, VAE_PREFIX + "encoder.down.0.block.{}.conv1.weight"),
-        "latent_channels": state[VAE_PREFIX + "post_quant_conv.weight"].shape[0],
+        "layers_per_block": count_of(state, down + "0.block.{}.conv1.weight"),
+        "latent_channels": shape_of(state, VAE_PREFIX + "post_quant_conv.weight", 4)[0],
     }
     vae = AutoencoderKL(**config)
-    vae.load_state_dict(convert_ldm_vae_checkpoint(state, vae.config))
-    frozen: AutoencoderKL = vae.float().eval().requires_grad_(False)
-    return frozen
+    return vae, convert_ldm_vae_checkpoint(state, vae.config)
 
 
 def load_text_encoder(tensors: StateDict) -> CLIPTextModel:
-    """CLIP's text encoder (SD 1.x).
+    """The text encoder, in fp32 and frozen.
 
-    Or OpenCLIP's without its last block (SD 2.x), in fp32 and frozen.
+    It is CLIP's in SD 1.x, and OpenCLIP's without its last block in SD 2.x.
     """
     is_clip = any(key.startswith(CLIP_PREFIX) for key in tensors)
-    model, state = _clip(tensors) if is_clip else _open_clip(tensors)
+    with _readable("text encoder"):
+        model, state = _clip(tensors) if is_clip else _open_clip(tensors)
     # transformers 5 dropped the wrapper that gave the names their first part.
     wrapped = any(key.startswith("text_model.") for key in model.state_dict())
     names = {
         key if wrapped else key.removeprefix("text_model."): value.float()
         for key, value in state.items()
+        if not _is_tolerated(key)
     }
-    own = model.state_dict()
-    model.load_state_dict({key: value for key, value in names.items() if key in own})
+    own = {key: value for key, value in model.state_dict().items() if not _is_tolerated(key)}
+    require_fit(own, names, "The checkpoint's text encoder")
+    model.load_state_dict(names, strict=False)
     frozen: CLIPTextModel = model.eval().requires_grad_(False)
     return frozen
 
@@ -159,9 +175,9 @@ def _clip(tensors: StateDict) -> tuple[CLIPTextModel, StateDict]:
     from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint
 
     state = convert_ldm_clip_checkpoint(_part(tensors, CLIP_PREFIX, "text encoder"))
-    layers = _count(state, "text_model.encoder.layers.{}.mlp.fc1.weight")
-    vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
-    inner = state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+    layers = count_of(state, "text_model.encoder.layers.{}.mlp.fc1.weight")
+    vocabulary, width = shape_of(state, "text_model.embeddings.token_embedding.weight", 2)
+    inner = shape_of(state, "text_model.encoder.layers.0.mlp.fc1.weight", 2)[0]
     return _new_text_model(
         vocabulary, width, inner, layers, "quick_gelu", pad=vocabulary - 1
     ), state
@@ -172,13 +188,16 @@ def _open_clip(tensors: StateDict) -> tuple[CLIPTextModel, StateDict]:
 
     state = _part(tensors, OPEN_CLIP_PREFIX, "text encoder")
     blocks = OPEN_CLIP_PREFIX + "transformer.resblocks."
-    last = _count(state, blocks + "{}.mlp.c_fc.weight") - 1
+    last = count_of(state, blocks + "{}.mlp.c_fc.weight") - 1
     # Stable Diffusion 2 reads the layer before the last one.
     state = {key: value for key, value in state.items() if not key.startswith(f"{blocks}{last}.")}
-    vocabulary, width = state[OPEN_CLIP_PREFIX + "token_embedding.weight"].shape
-    inner = state[f"{blocks}0.mlp.c_fc.weight"].shape[0]
+    vocabulary, width = shape_of(state, OPEN_CLIP_PREFIX + "token_embedding.weight", 2)
+    inner = shape_of(state, f"{blocks}0.mlp.c_fc.weight", 2)[0]
     model = _new_text_model(vocabulary, width, inner, last, "gelu", pad=0)
-    return model, convert_open_clip_checkpoint(model, state, prefix=OPEN_CLIP_PREFIX)
+    converted = convert_open_clip_checkpoint(model, state, prefix=OPEN_CLIP_PREFIX)
+    # The conversion drops what it doesn't know; it is kept so that it is refused by name.
+    unknown = {key: value for key, value in state.items() if not key.startswith(OPEN_CLIP_PARTS)}
+    return model, {**converted, **unknown}
 
 
 def _new_text_model(
@@ -212,8 +231,20 @@ def _part(tensors: StateDict, prefix: str, what: str) -> dict[str, Tensor]:
     return part
 
 
-def _count(state: StateDict, template: str) -> int:
-    count = 0
-    while template.format(count) in state:
-        count += 1
-    return count
+def _is_tolerated(key: str) -> bool:
+    return not TOLERATED.isdisjoint(key.split("."))
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Makes a sentence of what diffusers and transformers say to weights that make no sense."""
+    try:
+        yield
+    except CldmError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointMismatch(
+            f"The checkpoint's {what} can't be built ({next(iter(str(e).splitlines()), e)}): its "
+            f"weights are damaged or of another family, so take a whole Stable Diffusion 1.5 or "
+            f"2.1 file."
+        ) from e

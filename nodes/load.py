@@ -83,7 +83,7 @@ class LoadTinyModel(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="For VAE Decode and VAE Encode."),
                 io.Image.Output(
                     display_name="example",
-                    tooltip="A picture to make hints of: a raccoon, which the model never saw.",
+                    tooltip="A picture to make hints of: a hut, which the model never saw.",
                 ),
             ],
         )

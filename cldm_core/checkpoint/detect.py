@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ SD1_CONTEXT, SD1_HEADS = 768, 8
 
 
 class _Layer(NamedTuple):
-    """One block of an encoder or decoder: its channels and its transformer's depth (0 for none)."""
+    """One block of an encoder or decoder: its channels and its transformer's depth, 0 for none."""
 
     channels: int
     depth: int
@@ -23,10 +24,11 @@ class _Layer(NamedTuple):
 def unet_config(state: StateDict) -> UNetConfig:
     """The configuration of a UNet, or of the encoder part of a ControlNet, without a key prefix.
 
-    Number of heads by the rule of the public families: 8 where the text is 768 wide, else 64
-    channels a head. Raises CheckpointMismatch where the keys don't describe such a net.
+    The number of heads goes by the rule of the public families: 8 where the text is 768 wide,
+    else one for each 64 channels. Raises CheckpointMismatch where the keys don't describe such a
+    net.
     """
-    first = _shape(state, "input_blocks.0.0.weight")
+    first = shape_of(state, "input_blocks.0.0.weight", 4)
     base = first[0]
     levels, conv_resample = _levels(state)
     mult = tuple(level[0].channels // base for level in levels)
@@ -44,11 +46,11 @@ def unet_config(state: StateDict) -> UNetConfig:
         transformer_depth_output=decoder or mirrored,
         context_dim=context_dim,
         in_channels=first[1],
-        out_channels=_shape(state, "out.2.weight")[0] if "out.2.weight" in state else first[1],
+        out_channels=shape_of(state, "out.2.weight", 4)[0] if "out.2.weight" in state else first[1],
         num_heads=heads,
         num_head_channels=HEAD_CHANNELS if heads == -1 else -1,
         use_linear_in_transformer=_use_linear(state),
-        adm_in_channels=_shape(state, "label_emb.0.0.weight")[1]
+        adm_in_channels=shape_of(state, "label_emb.0.0.weight", 2)[1]
         if "label_emb.0.0.weight" in state
         else None,
         use_scale_shift_norm=_scale_shift(state),
@@ -61,21 +63,28 @@ def unet_config(state: StateDict) -> UNetConfig:
 def controlnet_config(state: StateDict) -> ControlNetConfig:
     """The configuration of a ControlNet without a key prefix.
 
-    Pooling can't be told from keys and is taken as off.
+    Keys don't tell whether residuals are averaged over the picture; it is taken as off.
     """
-    return ControlNetConfig(unet_config(state), _shape(state, "input_hint_block.0.weight")[1])
+    return ControlNetConfig(unet_config(state), shape_of(state, "input_hint_block.0.weight", 4)[1])
 
 
-def _shape(state: StateDict, key: str) -> tuple[int, ...]:
+def shape_of(state: StateDict, key: str, ndim: int) -> tuple[int, ...]:
+    """The shape of a weight; raises CheckpointMismatch where it is missing, empty or misshapen."""
     if key not in state:
         raise CheckpointMismatch(
             f"The key {key} is missing: these are not the weights of such a net, or not all of "
             f"them."
         )
-    return tuple(state[key].shape)
+    shape = tuple(state[key].shape)
+    if len(shape) != ndim or 0 in shape:
+        raise CheckpointMismatch(
+            f"The key {key} has the shape {shape}, expected {ndim} sizes above 0: these are not "
+            f"the weights of such a net, or they are damaged."
+        )
+    return shape
 
 
-def _count(state: StateDict, template: str) -> int:
+def count_of(state: StateDict, template: str) -> int:
     """How many of the keys that `template` names for 0, 1, 2, ... are there."""
     count = 0
     while template.format(count) in state:
@@ -84,15 +93,14 @@ def _count(state: StateDict, template: str) -> int:
 
 
 def _layer(state: StateDict, block: str) -> _Layer:
-    channels = _shape(state, f"{block}.0.out_layers.3.weight")[0]
-    return _Layer(channels, _count(state, block + ".1.transformer_blocks.{}.norm1.weight"))
+    channels = shape_of(state, f"{block}.0.out_layers.3.weight", 4)[0]
+    return _Layer(channels, count_of(state, block + ".1.transformer_blocks.{}.norm1.weight"))
 
 
 def _levels(state: StateDict) -> tuple[list[list[_Layer]], bool]:
     """The encoder's residual blocks level by level, and whether downsampling has weights."""
-    last = max(
-        (int(key.split(".")[1]) for key in state if key.startswith("input_blocks.")), default=0
-    )
+    numbers = (re.match(r"input_blocks\.([0-9]{1,3})\.", key) for key in state)
+    last = max((int(number[1]) for number in numbers if number), default=0)
     levels: list[list[_Layer]] = [[]]
     conv_resample = True
     for index in range(1, last + 1):
@@ -119,34 +127,37 @@ def _decoder(state: StateDict, count: int) -> Iterator[_Layer]:
 def _middle_depth(state: StateDict) -> int:
     if "middle_block.1.proj_in.weight" not in state:
         return -1
-    return _count(state, "middle_block.1.transformer_blocks.{}.norm1.weight")
+    return count_of(state, "middle_block.1.transformer_blocks.{}.norm1.weight")
 
 
-def _first(state: StateDict, ending: str) -> tuple[int, ...] | None:
-    return next((tuple(value.shape) for key, value in state.items() if key.endswith(ending)), None)
+def _first(state: StateDict, ending: str) -> str | None:
+    return next((key for key in state if key.endswith(ending)), None)
 
 
 def _context_dim(state: StateDict) -> int | None:
-    shape = _first(state, ".attn2.to_k.weight")
-    return None if shape is None else shape[1]
+    key = _first(state, ".attn2.to_k.weight")
+    return None if key is None else shape_of(state, key, 2)[1]
 
 
 def _use_linear(state: StateDict) -> bool:
-    shape = _first(state, ".proj_in.weight")
-    return shape is not None and len(shape) == 2
+    key = _first(state, ".proj_in.weight")
+    return key is not None and state[key].ndim == 2
 
 
 def _scale_shift(state: StateDict) -> bool:
-    emb = _shape(state, "input_blocks.1.0.emb_layers.1.weight")[0]
-    return emb == 2 * _shape(state, "input_blocks.1.0.out_layers.3.weight")[0]
+    emb = shape_of(state, "input_blocks.1.0.emb_layers.1.weight", 2)[0]
+    return emb == 2 * shape_of(state, "input_blocks.1.0.out_layers.3.weight", 4)[0]
 
 
 def _check_heads(state: StateDict, config: UNetConfig) -> None:
     """Refuses widths that the rule can't divide, rather than guess."""
-    for key, value in state.items():
-        unit = config.num_heads if config.num_heads != -1 else HEAD_CHANNELS
-        if key.endswith(".attn1.to_q.weight") and value.shape[0] % unit:
+    unit = config.num_heads if config.num_heads != -1 else HEAD_CHANNELS
+    for key in state:
+        if not key.endswith(".attn1.to_q.weight"):
+            continue
+        width = shape_of(state, key, 2)[0]
+        if width % unit:
             raise CheckpointMismatch(
-                f"The transformers are {value.shape[0]} wide, which is no multiple of {unit}: "
+                f"The transformers are {width} wide, which is no multiple of {unit}: "
                 "their number of heads can't be told from the keys, so give the configuration."
             )

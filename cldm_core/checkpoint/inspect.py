@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from ..config import SD15, SD21, SDXL, TINY, UNetConfig
 from .detect import controlnet_config, unet_config
-from .load import CONTROL_MARKER, CONTROL_PREFIXES, UNET_MARKER, UNET_PREFIXES, part
+from .load import (
+    CONTROL_MARKER,
+    CONTROL_PREFIXES,
+    UNET_MARKER,
+    UNET_PREFIXES,
+    common_type,
+    part,
+)
 from .read import Source, StateDict, read
 
 TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -15,9 +21,10 @@ TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """family: of the base model.
+    """What a file holds.
 
-    Kind: "ControlNet" or "base model"; parameters: count of numbers.
+    `family` is that of the base model, `kind` is "ControlNet" or "base model", `dtype` is the type
+    of most weights and `parameters` is how many numbers they are.
     """
 
     family: str
@@ -33,7 +40,7 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
-    """Family, kind and size of a ControlNet or base model.
+    """The family, kind and size of a ControlNet or base model.
 
     Raises UnsupportedCheckpoint for anything else.
     """
@@ -49,17 +56,13 @@ def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
 def _info(
     config: UNetConfig, kind: str, hint_channels: int | None, state: StateDict
 ) -> CheckpointInfo:
-    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
-    dtype = types.most_common(1)[0][0]
+    dtype = str(common_type(state)).removeprefix("torch.")
     count = sum(tensor.numel() for tensor in state.values())
     return CheckpointInfo(family(config), kind, hint_channels, TYPE_NAMES.get(dtype, dtype), count)
 
 
 def family(config: UNetConfig) -> str:
-    """The public name of an architecture.
-
-    Told from the width of its text and of its base channels.
-    """
+    """The public name of an architecture, told from the widths of its text and base channels."""
     for name, known in (
         ("SD 1.5", SD15),
         ("SD 2.1", SD21),

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..errors import DamagedCheckpoint, UnsupportedCheckpoint
 
 StateDict = Mapping[str, Tensor]
-Source = str | Path | StateDict
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,18 @@ class Checkpoint:
     name: str = "the state dict"
 
 
+Source = str | Path | StateDict | Checkpoint
+
+
 def read(source: Source) -> Checkpoint:
-    """Reads a .safetensors file or a PyTorch file of tensors; a state dict is taken as it is.
+    """Reads a .safetensors file or a PyTorch file of tensors; what is read already stays as it is.
 
     The kind is told from the content, not from the name. PyTorch files are read with
     weights_only=True: one that holds code is refused and its code does not run. Raises
     DamagedCheckpoint or UnsupportedCheckpoint.
     """
+    if isinstance(source, Checkpoint):
+        return source
     if isinstance(source, Mapping):
         return Checkpoint(_unwrapped(source, "the state dict"))
     path = Path(source)
@@ -79,9 +83,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as safetensors ({error}): it is truncated, damaged or "
-            f"something else. "
-            "Download or export it again."
+            f"{path.name} can't be read as safetensors ({_first_line(error)}): it is "
+            f"truncated, damaged or something else. Download or export it again."
         ) from error
 
 
@@ -89,6 +92,11 @@ def _read_torch(path: Path) -> Any:
     # Files of PyTorch before 1.6 are no zip archives and can't be mapped; and torch goes by the
     # ending .safetensors, so that a misnamed file must come as a stream.
     mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+    if _is_torch_script(path):
+        raise UnsupportedCheckpoint(
+            f"{path.name} is a TorchScript program, not a file of weights: get the weights as a "
+            f".safetensors file."
+        )
     try:
         with open(path, "rb") as handle:
             source = path if mapped else handle
@@ -96,8 +104,7 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise DamagedCheckpoint(
             f"{path.name} is damaged, or holds more than tensors and could run code when read, so "
-            f"it was refused: "
-            "get a .safetensors version of it."
+            f"it was refused: get a .safetensors version of it."
         ) from error
     except (
         RuntimeError,
@@ -110,20 +117,31 @@ def _read_torch(path: Path) -> Any:
         IndexError,
     ) as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as a PyTorch file ({error}): it is truncated or damaged. "
-            f"Download it again."
+            f"{path.name} can't be read as a PyTorch file ({_first_line(error)}): it is truncated "
+            f"or damaged. Download it again."
         ) from error
 
 
-def _unwrapped(content: Any, name: str) -> StateDict:
-    """The tensors of a file.
+def _is_torch_script(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        # No archive, or a damaged one: torch says what is wrong with it.
+        return False
 
-    Out of the `state_dict` entry that training checkpoints wrap them in.
-    """
+
+def _first_line(error: Exception) -> str:
+    """The first line of a message; torch appends pages of advice for its own users."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _unwrapped(content: Any, name: str) -> StateDict:
+    """The tensors of a file by name, out of the `state_dict` that training wraps them in."""
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     tensors = (
-        {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if isinstance(content, Mapping)
         else {}
     )

@@ -17,7 +17,7 @@ from .vae import TinyVAE
 
 WEIGHTS = Path(__file__).parent / "weights"
 EXAMPLE = Path(__file__).parent / "example.png"
-EXAMPLE_PROMPT = "raccoon"
+EXAMPLE_PROMPT = "hut"
 SIZE = 128
 CONTROLS = ("canny", "mask")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +106,22 @@ def test_loading_keeps_the_stored_type_and_takes_no_second_copy(net: ControlNet)
     assert loaded.time_embed[0].weight.data_ptr() == state["time_embed.0.weight"].data_ptr()
 
 
+class LateLinear(torch.nn.Module):
+    """A layer as some hosts have it: without parameters until a state dict is loaded."""
+
+    def __init__(self, *_: object, bias: bool = True, **__: object) -> None:
+        super().__init__()
+
+    def _load_from_state_dict(self, state, prefix, *_: object) -> None:
+        self.weight = torch.nn.Parameter(state[prefix + "weight"])
+
+
+def test_layers_may_come_without_parameters(net: ControlNet) -> None:
+    ops = type("Ops", (), {**vars(torch.nn), "Linear": LateLinear})
+    loaded = load_controlnet(net.state_dict(), ops=ops)
+    assert torch.equal(loaded.time_embed[0].weight, net.time_embed[0].weight)
+
+
 def test_a_file_that_we_write_carries_its_configuration(tmp_path: Path) -> None:
     # Heads of 32 channels break the rule that loaders go by: only the metadata can tell.
     config = ControlNetConfig(SMALL, hint_channels=1, global_average_pooling=True)
@@ -132,6 +149,34 @@ def test_a_failed_write_leaves_the_old_file(
         save(net.state_dict(), path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_written_file_has_the_mode_of_a_new_file(net: ControlNet, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "net.safetensors"
+    save(net.state_dict(), str(path))
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_tensors_that_share_memory_are_written(tmp_path: Path) -> None:
+    whole = torch.rand(4, 4)
+    state = {"a": whole, "b": whole, "c": whole[1:], "d": whole.T}
+    save(state, tmp_path / "shared.safetensors")
+    written = read(tmp_path / "shared.safetensors").tensors
+    assert all(torch.equal(written[key], value) for key, value in state.items())
+
+
+def test_two_writers_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, names = tmp_path / "net.safetensors", set()
+    monkeypatch.setattr(os, "fsync", lambda _: names.update(p.name for p in tmp_path.iterdir()))
+    for pid in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        save({"a": torch.zeros(1)}, path)
+        path.unlink()
+    assert names == {"net.safetensors.1.part", "net.safetensors.2.part"}
 
 
 class Malicious:
@@ -189,6 +234,125 @@ def test_the_wrong_kind_of_net_is_named(net: ControlNet) -> None:
         load_controlnet({"controlnet_cond_embedding.conv_in.weight": torch.zeros(1)})
     with pytest.raises(UnsupportedCheckpoint, match="There is no file"):
         load_controlnet("nowhere.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind", "advice"),
+    [
+        (["lora_controlnet", "zero_convs.0.0.weight"], "Control-LoRA", "ComfyUI's own Load"),
+        (["task_embedding"], "union ControlNet", "ComfyUI's own Load"),
+        (["control_add_embedding.linear_1.bias"], "union ControlNet", "ComfyUI's own Load"),
+        (["body.0.in_conv.weight"], "T2I-Adapter", "ComfyUI's own Load"),
+        (["conv_in.weight", "body.0.block2.weight"], "T2I-Adapter", "ComfyUI's own Load"),
+        (["adapter.body.0.resnets.0.block1.weight"], "T2I-Adapter", "ComfyUI's own Load"),
+        (["lllite_unet_input_blocks_4.depth"], "ControlNet-LLLite", "the node pack"),
+        (["difference", "control_model.zero_convs.0.0.weight"], "difference to", r"\(diff\)"),
+    ],
+)
+def test_other_ways_of_control_are_named(keys: list[str], kind: str, advice: str) -> None:
+    state = {key: torch.zeros(1) for key in keys}
+    for reader in (load_controlnet, inspect_checkpoint, load_unet):
+        with pytest.raises(UnsupportedCheckpoint, match=f"It holds a {kind}.* use .*{advice}"):
+            reader(state)
+
+
+def test_a_torch_script_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    # What torch.jit.save writes; it warns that it is deprecated.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "version"):
+            archive.writestr(f"net/{name}", b"")
+    with pytest.raises(UnsupportedCheckpoint, match="is a TorchScript program") as caught:
+        load_controlnet(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_the_first_line_of_torch_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken\nfile a bug with torch")
+
+    path = tmp_path / "net.pth"
+    torch.save({}, path)
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(DamagedCheckpoint, match=r"\(broken\): it is truncated or damaged"):
+        load_controlnet(path)
+
+
+def test_weights_that_are_no_floats_are_refused(net: ControlNet) -> None:
+    for stored in (torch.int8, torch.bool, torch.complex64):
+        state = {key: torch.zeros(v.shape, dtype=stored) for key, v in net.state_dict().items()}
+        for dtype in (None, torch.float16):
+            with pytest.raises(UnsupportedCheckpoint, match="expected floating-point weights"):
+                load_controlnet(state, dtype=dtype)
+
+
+@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_fp8_weights_are_converted_on_request(net: ControlNet, stored: torch.dtype) -> None:
+    state = {k: v.to(stored) if v.ndim > 1 else v.half() for k, v in net.state_dict().items()}
+    with pytest.raises(CldmError, match=r"as float8.* such as dtype=torch\.float16"):
+        load_controlnet(state)
+    loaded = load_controlnet(state, dtype=torch.float32)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    loaded.encode_hint(torch.zeros(1, 3, 64, 64))
+
+
+def test_mixed_types_become_the_most_common_one(net: ControlNet) -> None:
+    state = {k: v.half() if v.ndim > 1 else v for k, v in net.state_dict().items()}
+    loaded = load_controlnet(state)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float16}
+    assert ", fp16, " in str(inspect_checkpoint(state))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "input_blocks.0.0.weight",
+        "input_blocks.1.0.emb_layers.1.weight",
+        "input_blocks.1.0.out_layers.3.weight",
+        "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight",
+        "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
+        "input_blocks.1.1.proj_in.weight",
+        "input_hint_block.0.weight",
+    ],
+)
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0), (0, 0, 0, 0), (1, 1, 1, 1, 1)])
+def test_odd_shapes_are_refused(net: ControlNet, key: str, shape: tuple[int, ...]) -> None:
+    state = {**net.state_dict(), key: torch.zeros(shape)}
+    for reader in (load_controlnet, controlnet_config):
+        if reader is load_controlnet or "proj_in" not in key:
+            with pytest.raises(CheckpointMismatch, match=key.replace(".", r"\.")):
+                reader(state)
+
+
+@pytest.mark.parametrize("key", ["x.y", "", "\N{SUPERSCRIPT TWO}.y", "-1.y", "9" * 5000 + ".y"])
+def test_blocks_without_a_number_are_unexpected(net: ControlNet, key: str) -> None:
+    state = {**net.state_dict(), f"input_blocks.{key}": torch.zeros(1)}
+    with pytest.raises(CheckpointMismatch, match=r"unexpected input_blocks\."):
+        load_controlnet(state)
+
+
+def test_keys_that_are_no_text_are_left_out(net: ControlNet) -> None:
+    state = {**net.state_dict(), 3: torch.zeros(1)}
+    assert load_controlnet(state).config == net.config
+    with pytest.raises(UnsupportedCheckpoint, match="holds no tensors by name"):
+        load_controlnet({3: torch.zeros(1)})
+
+
+def test_averages_of_training_are_no_part_of_a_prefixed_net(net: ControlNet) -> None:
+    leftovers = {"model_ema.decay": torch.zeros(1)}
+    assert load_controlnet({**prefixed("control_model.", net), **leftovers}).config == net.config
+    with pytest.raises(CheckpointMismatch, match=r"unexpected model_ema\.decay"):
+        load_controlnet({**net.state_dict(), **leftovers})
+
+
+def test_what_is_read_is_not_read_again(net: ControlNet, tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save(net.state_dict(), path, config_metadata(net.config))
+    checkpoint = read(path)
+    assert read(checkpoint) is checkpoint
+    assert load_controlnet(checkpoint).config == net.config
 
 
 def test_missing_extra_and_misshapen_keys_are_named(net: ControlNet) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlnet_pack.cldm_core import tiny
-from controlnet_pack.cldm_core.pictures import read_picture, write_picture
+from controlnet_pack.cldm_core import CldmError, commands, tiny
+from controlnet_pack.cldm_core.__main__ import main
+from controlnet_pack.cldm_core.pictures import check_writable, read_picture, write_picture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,17 +57,139 @@ def test_sample_with_a_hint_made_by_an_annotator(tmp_path: Path) -> None:
         (("sample", "a", "b.png", "--hint", "c.png"), "add --controlnet FILE"),
         (("sample", "a", "b.png", "--controlnet", "embedded:canny"), "add --hint PICTURE"),
         (
-            ("sample", "a", "b.png", "--controlnet", "embedded:pose", "--hint", "x"),
+            ("sample", "a", "b.png", "--controlnet", "embedded:pose", "--hint", tiny.EXAMPLE),
             "no part 'pose'",
         ),
         (("sample", "a", "b.png", "--checkpoint", "nowhere.ckpt"), "There is no file nowhere.ckpt"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments: tuple[str, ...], sentence: str) -> None:
+def test_mistakes_are_one_sentence(arguments: tuple[str | Path, ...], sentence: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+HINTS = """
+import numpy as np
+
+def refuses(picture):
+    raise ValueError("The picture is too dark.")
+
+def grey(picture):
+    return picture[..., 0]
+
+def floats(picture):
+    return picture / 255
+
+def smaller(picture):
+    return picture[::2, ::2]
+"""
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **options: object) -> None:
+        pytest.fail("a net was loaded before the arguments were checked")
+
+    monkeypatch.setattr(commands, "load_controlnet", load)
+    monkeypatch.setattr(tiny, "load_pipeline", load)
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--device cuda:99", "There is no device 'cuda:99' here: choose cpu"),
+        ("--device foo", "There is no device 'foo' here: choose cpu"),
+        ("--size -64", "-64x-64: both sides must be multiples of 8, at least 8"),
+        ("--size 0", "0x0: both sides must be multiples of 8, at least 8"),
+        ("--guidance nan", "The guidance is nan"),
+        ("--seed -1", "The seeds start at -1"),
+        ("--annotator os:getcwd", "os:getcwd made no hint of the picture: "),
+        ("--annotator .os:getcwd", "'.os:getcwd' can't be used"),
+        ("--annotator builtins:type", "builtins:type gave type, expected a picture"),
+        ("--annotator cldm_hints:refuses", "of the picture: The picture is too dark.\n"),
+        ("--annotator cldm_hints:grey", "gave uint8 (128, 128), expected a picture, uint8"),
+        ("--annotator cldm_hints:floats", "gave float64 (128, 128, 3), expected"),
+        ("--annotator cldm_hints:smaller", "gave uint8 (64, 64, 3), expected"),
+    ],
+)
+def test_options_are_checked_before_anything_loads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: str,
+    sentence: str,
+) -> None:
+    (tmp_path / "cldm_hints.py").write_text(HINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = ["--controlnet", "embedded:canny", "--hint", str(tiny.EXAMPLE)]
+    assert main(["sample", "a", str(tmp_path / "b.png"), *source, *options.split()]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "b.png").exists()
+
+
+@pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("out.xyz", "can't be written as 'out.xyz': let the name end in .png"),
+        ("out", "can't be written as 'out': let the name end in .png"),
+        ("folder.png", "is a folder: give the name of a file"),
+        ("file/out.png", "can't be written (Not a directory): choose another folder"),
+        ("x" * 300 + ".png", "can't be written (File name too long): choose another"),
+    ],
+)
+@pytest.mark.parametrize("command", [("demo", "--out"), ("sample", "a")])
+def test_out_is_checked_before_anything_loads(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: tuple[str, ...],
+    name: str,
+    sentence: str,
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    assert main([*command, str(tmp_path / name)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_check_of_out_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "out.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_scheduler_is_told_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", "a", "b.png", "--scheduler", "heun2000"])
+    assert "dpmpp_2m" in capsys.readouterr().err
+
+
+def test_prediction_is_left_to_the_checkpoint() -> None:
+    from controlnet_pack.cldm_core.__main__ import make_parser
+
+    assert make_parser().parse_args(["sample", "a", "b.png"]).prediction is None
+
+
+def test_a_late_error_stands_on_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "a", str(tmp_path / "b.png"), "--steps", "1000"]) == 2
+    assert capsys.readouterr().err.startswith("python -m cldm_core: 1000 steps were asked for")
+
+
+def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def sample() -> None:
+        with commands.progress_bar("sampling") as progress:
+            progress(1, 3)
+            raise CldmError("No.")
+
+    with pytest.raises(CldmError):
+        sample()
+    told = capsys.readouterr().err
+    assert "1/3" in told
+    assert told.endswith("\n")
 
 
 def test_inspect_names_what_a_file_holds() -> None:
@@ -82,6 +205,18 @@ def test_pictures_survive_their_files(tmp_path: Path, name: str) -> None:
     picture = np.full((5, 7, 3), (200, 100, 50), np.uint8)
     write_picture(picture, tmp_path / name)
     assert np.abs(read_picture(tmp_path / name).astype(int) - picture).max() <= 6
+
+
+def test_an_empty_file_is_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(CldmError, match="can't be read as a picture"):
+        read_picture(tmp_path / "empty.png")
+
+
+def test_a_picture_of_an_unknown_kind_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(CldmError, match=r"let the name end in \.png"):
+        write_picture(np.zeros((8, 8, 3), np.uint8), tmp_path / "out.xyz")
+    assert not list(tmp_path.iterdir())
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Configurations from the original's YAML mappings."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,96 @@ def test_heads_of_96_channels(changes: dict[str, Any], heads: tuple[int, int]) -
 def test_what_does_not_fit_is_named(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CldmError, match=sentence):
         UNetConfig.from_params({**V15, **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_head_channels", 0),
+        ("num_head_channels", None),
+        ("model_channels", "320"),
+        ("model_channels", -32),
+        ("channel_mult", 4),
+        ("channel_mult", "1,2"),
+        ("channel_mult", []),
+        ("channel_mult", [1, "2", 4, 4]),
+        ("channel_mult", [1, 2, 0, 4]),
+        ("num_res_blocks", 2.0),
+        ("num_res_blocks", "2222"),
+        ("num_res_blocks", [2, 2, 2, [2]]),
+        ("attention_resolutions", 4),
+        ("attention_resolutions", None),
+        ("attention_resolutions", "4,2,1"),
+        ("attention_resolutions", [[4]]),
+        ("transformer_depth", -1),
+        ("transformer_depth", None),
+        ("transformer_depth_middle", "1"),
+        ("num_attention_blocks", [1, 1]),
+        ("num_attention_blocks", "1111"),
+        ("disable_self_attentions", [True]),
+        ("disable_self_attentions", True),
+        ("disable_self_attentions", [1, 2, 3, 4]),
+        ("in_channels", 0),
+        ("in_channels", "4"),
+        ("context_dim", "768"),
+        ("context_dim", []),
+        ("context_dim", [[768]]),
+        ("context_dim", 0),
+        ("dropout", 2),
+        ("dropout", "0"),
+        ("legacy", "no"),
+        ("prediction", "x"),
+        ("prediction", ["v"]),
+        ("hint_channels", 0),
+        ("hint_channels", "3"),
+        ("global_average_pooling", 1),
+    ],
+)
+def test_values_that_fit_nothing_are_named(name: str, value: object) -> None:
+    with pytest.raises(CldmError, match=f"{name} (is|has) "):
+        ControlNetConfig.from_params({**V15, name: value})
+
+
+@pytest.mark.parametrize("params", [None, 3, [1], {**V15, 3: 4}])
+def test_what_is_no_mapping_of_parameters_is_refused(params: Any) -> None:
+    with pytest.raises(CldmError, match=r"expected names with values|unknown parameters 3"):
+        ControlNetConfig.from_params(params)
+    with pytest.raises(CldmError, match=r"expected names with values|unknown parameters 3"):
+        UNetConfig.from_params(params)
+
+
+def test_any_sequence_of_a_yaml_loader_is_a_list() -> None:
+    from collections import UserList
+
+    lists = {k: UserList(v) for k, v in V15.items() if isinstance(v, list)}
+    assert len(lists) == 2
+    lists["context_dim"] = UserList([768])
+    assert UNetConfig.from_params({**V15, **lists}) == SD15
+
+
+def test_a_net_without_transformers_reads_no_text() -> None:
+    without = {"transformer_depth": (0,) * 8, "transformer_depth_output": (0,) * 12}
+    config = replace(SD15, **without, transformer_depth_middle=0, context_dim=None)
+    assert UNetConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(CldmError, match="context_dim is none"):
+        replace(SD15, context_dim=None)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        3,
+        {"unet": 3},
+        {"unet": {**SD15.to_dict(), "context_dim": "768"}},
+        {"unet": {**SD15.to_dict(), "channel_mult": 4}},
+        {"unet": {**SD15.to_dict(), "num_res_blocks": "2222"}},
+        {"unet": SD15.to_dict(), "hint_channels": None},
+        {"unet": SD15.to_dict(), "hint_channels": True},
+    ],
+)
+def test_records_that_fit_nothing_are_refused(record: Any) -> None:
+    with pytest.raises(CldmError, match="doesn't fit together"):
+        ControlNetConfig.from_dict(record)
 
 
 def test_a_transformer_too_narrow_for_a_head_is_refused() -> None:

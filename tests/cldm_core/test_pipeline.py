@@ -1,6 +1,8 @@
 """Sampling without a host: seeds, windows, guidance, schedulers, and what is refused."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,6 @@ SMALL = Settings(steps=3, width=64, height=48)
 
 class Nearest:
     """An autoencoder that needs no weights."""
-
-    def encode(self, pixels: torch.Tensor, /) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(pixels, 8)
 
     def decode(self, latents: torch.Tensor, /) -> torch.Tensor:
         return latents[:, :3].repeat_interleave(8, 2).repeat_interleave(8, 3) / 4
@@ -95,7 +94,10 @@ def test_the_net_runs_in_its_window_only_and_encodes_its_hint_once(
     settings = Settings(steps=4, width=64, height=48)
     for options, calls in (
         ({}, 8),
-        ({"end": 0.5}, 6),
+        ({"end": 0.5}, 4),
+        ({"start": 0.5}, 4),
+        ({"end": 0.0}, 0),
+        ({"start": 1.0}, 0),
         ({"start": 0.3, "end": 0.6}, 2),
         ({"guess_mode": True}, 4),
     ):
@@ -132,7 +134,14 @@ def test_progress_is_told(parts: tuple[Pipeline, ControlNet]) -> None:
     ("prompt", "changes", "sentence"),
     [
         ("cat", {"width": 60}, "60x48: both sides must be multiples of 8"),
+        ("cat", {"width": 0}, "0x48: both sides must be multiples of 8, at least 8"),
+        ("cat", {"height": -64}, "64x-64: both sides must be multiples of 8, at least 8"),
         ("cat", {"steps": 0}, "at least one of each"),
+        ("cat", {"count": 0}, "at least one of each"),
+        ("cat", {"steps": 1000}, "1000 steps were asked for: the model was trained on 1000"),
+        ("cat", {"guidance": math.nan}, "The guidance is nan"),
+        ("cat", {"seed": -1}, "The seeds start at -1"),
+        ("cat", {"seed": 2**64}, "The seeds start at 18446744073709551616"),
         ("cat", {"width": 128}, "The hint is 64x48 and the picture 128x48"),
         (["a", "b"], {"count": 3}, "2 prompts were given for 3 pictures"),
         ("cat", {"scheduler": "heun2000"}, "choose one of ddim, euler"),
@@ -143,6 +152,47 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(CldmError, match=sentence):
         parts[0](prompt, [Control(parts[1], HINT)], Settings(**{**vars(SMALL), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"hint": HINT[0]}, r"The hint has shape \(3, 48, 64\), expected \(B, channels"),
+        ({"strength": math.nan}, "The strength is nan, expected a finite number"),
+        ({"strength": math.inf}, "The strength is inf, expected a finite number"),
+        ({"start": 0.6, "end": 0.4}, "starts at 0.6 and ends at 0.4, expected shares"),
+        ({"start": -0.1}, "starts at -0.1 and ends at 1.0, expected shares"),
+        ({"end": 20}, "starts at 0.0 and ends at 20, expected shares"),
+        ({"end": math.nan}, "ends at nan, expected shares"),
+    ],
+)
+def test_controls_that_do_not_fit_are_refused(
+    parts: tuple[Pipeline, ControlNet], changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(CldmError, match=sentence):
+        Control(**{"net": parts[1], "hint": HINT, **changes})
+
+
+def test_the_last_seed_and_the_most_steps_are_taken(parts: tuple[Pipeline, ControlNet]) -> None:
+    one = Settings(**{**vars(SMALL), "steps": 1, "seed": 2**64 - 1})
+    assert parts[0]("cat", (), one).shape == (1, 48, 64, 3)
+    for name in SCHEDULERS:
+        scheduler = make_scheduler(name, parts[0].schedule, "eps")
+        scheduler.set_timesteps(parts[0].schedule.timesteps - 1)
+        assert len(scheduler.timesteps) == parts[0].schedule.timesteps - 1
+
+
+def test_the_prediction_is_the_nets_own_unless_another_is_given(
+    parts: tuple[Pipeline, ControlNet],
+) -> None:
+    eps = parts[0]
+    unet = ControlledUNet(replace(TINY, prediction="v"))
+    unet.load_state_dict(eps.unet.state_dict())
+    v = Pipeline(unet, eps.autoencoder, eps.encode_text)
+    drawn = [model("cat", (), SMALL) for model in (eps, v, replace(eps, prediction="v"))]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert np.array_equal(drawn[1], drawn[2])
+    assert np.array_equal(replace(v, prediction="eps")("cat", (), SMALL), drawn[0])
 
 
 def test_v_prediction_reaches_the_scheduler(parts: tuple[Pipeline, ControlNet]) -> None:

@@ -1,7 +1,4 @@
-"""Whole checkpoints: widths are read from the keys.
-
-And every part computes what it was saved from.
-"""
+"""Whole checkpoints: widths come from the keys, and each part computes what it was saved from."""
 
 import re
 from dataclasses import replace
@@ -11,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from controlnet_pack.cldm_core import TINY, ControlledUNet, UnsupportedCheckpoint, tiny
+from controlnet_pack.cldm_core import (
+    TINY,
+    CheckpointMismatch,
+    CldmError,
+    ControlledUNet,
+    UnsupportedCheckpoint,
+    tiny,
+)
+from controlnet_pack.cldm_core.checkpoint import config_metadata, save
 from controlnet_pack.cldm_core.pipeline import Settings
 from controlnet_pack.cldm_core.single_file import (
     CLIP_PREFIX,
@@ -75,10 +80,7 @@ def public(model) -> dict[str, torch.Tensor]:
 
 
 def open_clip(model) -> dict[str, torch.Tensor]:
-    """The text encoder as OpenCLIP names it.
-
-    With a last block that Stable Diffusion 2 leaves out.
-    """
+    """The text encoder as OpenCLIP names it, with a last block that SD 2 leaves out."""
     state = {key.removeprefix("text_model."): value for key, value in public(model).items()}
     names = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
@@ -96,6 +98,17 @@ def open_clip(model) -> dict[str, torch.Tensor]:
                                  ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
                 names[f"{target}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
     return {OPEN_CLIP_PREFIX + key: value for key, value in names.items()}
+
+
+def whole(
+    unet: dict[str, torch.Tensor], encoder: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in unet.items()}
+    return prefixed | original_vae(new_vae()) | encoder
+
+
+def clip_state() -> dict[str, torch.Tensor]:
+    return {CLIP_PREFIX + key: value for key, value in public(new_clip(2, "quick_gelu")).items()}
 
 
 def test_the_autoencoder_is_the_same() -> None:
@@ -127,11 +140,7 @@ def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     )
     unet = ControlledUNet(replace(TINY, context_dim=WIDTH)).state_dict()
     path = tmp_path / "model.safetensors"
-    state = (
-        {f"model.diffusion_model.{k}": v for k, v in unet.items()}
-        | original_vae(new_vae())
-        | encoder
-    )
+    state = whole(unet, encoder)
     save_file({key: value.contiguous().clone() for key, value in state.items()}, path)
     pipeline = load_pipeline(path, tokenizer=str(tiny.WEIGHTS), prediction="v")
     # This VAE halves sizes once, so the picture is a quarter of what it will be with a real one.
@@ -165,3 +174,70 @@ def test_missing_parts_are_named() -> None:
         load_vae({"a": torch.zeros(1)})
     with pytest.raises(UnsupportedCheckpoint, match="has no text encoder"):
         load_text_encoder({"a": torch.zeros(1)})
+
+
+def test_the_files_own_configuration_tells_the_prediction(tmp_path: Path) -> None:
+    config = replace(TINY, context_dim=WIDTH, prediction="v")
+    path = tmp_path / "model.safetensors"
+    state = whole(ControlledUNet(config).state_dict(), clip_state())
+    save(state, path, config_metadata(config))
+    tokenizer = str(tiny.WEIGHTS)
+    assert load_pipeline(str(path), tokenizer=tokenizer).prediction == "v"
+    assert load_pipeline(path, tokenizer=tokenizer, prediction="eps").prediction == "eps"
+    save(state, path)
+    assert load_pipeline(path, tokenizer=tokenizer).prediction == "eps"
+    del state["model.diffusion_model.out.2.bias"]
+    save(state, path)
+    with pytest.raises(CheckpointMismatch, match=r"model\.safetensors doesn't fit .*out\.2\.bias"):
+        load_pipeline(path, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "post_quant_conv.weight",
+        "encoder.down.0.block.0.conv1.weight",
+        "encoder.down.0.block.0.conv2.weight",
+        "encoder.mid.attn_1.q.weight",
+        "decoder.conv_out.bias",
+        "decoder.up.1.block.2.norm1.weight",
+    ],
+)
+def test_a_damaged_autoencoder_is_told(key: str) -> None:
+    state = original_vae(new_vae())
+    for shape in ((), (5,), (0, 0, 0, 0), (7, 5, 1, 1)):
+        with pytest.raises(CheckpointMismatch, match=r"autoencoder|The key first_stage_model"):
+            load_vae({**state, VAE_PREFIX + key: torch.zeros(shape)})
+    del state[VAE_PREFIX + key]
+    with pytest.raises(CheckpointMismatch, match=r"autoencoder|The key first_stage_model"):
+        load_vae(state)
+
+
+@pytest.mark.parametrize("kind", ["clip", "open_clip"])
+def test_a_damaged_text_encoder_is_told(kind: str) -> None:
+    state = clip_state() if kind == "clip" else open_clip(new_clip(2, "gelu"))
+    used = [key for key in state if f"resblocks.{2}." not in key]
+    for key in used[:12] + used[-4:]:
+        for shape in ((), (3,), (7, 5)):
+            with pytest.raises(CheckpointMismatch, match=r"text encoder|The key "):
+                load_text_encoder({**state, key: torch.zeros(shape)})
+        with pytest.raises(CheckpointMismatch, match=r"text encoder|The key "):
+            load_text_encoder({k: v for k, v in state.items() if k != key})
+
+
+@pytest.mark.parametrize("kind", ["clip", "open_clip"])
+def test_only_known_keys_of_a_text_encoder_are_left_out(kind: str) -> None:
+    model = new_clip(2, "gelu")
+    if kind == "clip":
+        state, prefix = clip_state(), CLIP_PREFIX
+        known = {"text_model.embeddings.position_ids": torch.arange(77)[None]}
+        known |= {"text_projection.weight": torch.zeros(WIDTH, WIDTH)}
+    else:
+        state, prefix = open_clip(model), OPEN_CLIP_PREFIX
+        known = {"text_projection": torch.zeros(WIDTH, WIDTH)}
+    known |= {"logit_scale": torch.zeros(())}
+    state |= {prefix + key: value for key, value in known.items()}
+    load_text_encoder(state)
+    for unknown in ("surprise", "transformer.resblocks.0.surprise", "text_model.surprise"):
+        with pytest.raises(CldmError, match=r"text encoder doesn't fit .*unexpected .*surprise"):
+            load_text_encoder({**state, prefix + unknown: torch.zeros(1)})
