@@ -54,7 +54,7 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="where the result goes (%(default)s)",
     )
     demo.add_argument(
-        "--seed", type=int, default=0, help="another number, another picture (%(default)s)"
+        "--seed", type=int, default=7, help="another number, another picture (%(default)s)"
     )
     demo.set_defaults(run=_demo)
 
