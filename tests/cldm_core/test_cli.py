@@ -137,8 +137,8 @@ def test_options_are_checked_before_anything_loads(
         ("out.xyz", "can't be written as 'out.xyz': let the name end in .png"),
         ("out", "can't be written as 'out': let the name end in .png"),
         ("folder.png", "is a folder: give the name of a file"),
-        ("file/out.png", "can't be written (Not a directory): choose another folder"),
-        ("x" * 300 + ".png", "can't be written (File name too long): choose another"),
+        ("file/out.png", "can't be written ("),
+        ("x" * 300 + ".png", "can't be written ("),
     ],
 )
 @pytest.mark.parametrize("command", [("demo", "--out"), ("sample", "a")])
