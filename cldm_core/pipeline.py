@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import Prediction
+from .config import Prediction
 from .controlnet import HINT_SCALE, ControlNet
 from .diffusion import NoiseSchedule
 from .errors import CldmError, ShapeError
