@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from .errors import CldmError
+from .rules import (
+    COUNTS,
+    DEPTHS,
+    FLAG,
+    HEADS,
+    OPTIONAL,
+    POSITIVE,
+    Rule,
+    expect,
+    is_int,
+    is_list,
+    require,
+    require_length,
+    tuple_of,
+)
 
 Prediction = Literal["eps", "v"]
 GROUPS = 32
@@ -47,68 +62,33 @@ class UNetConfig:
     prediction: Prediction = "eps"
 
     def __post_init__(self) -> None:
-        self._check_types()
-        levels = len(self.channel_mult)
-        _require(
-            len(self.num_res_blocks) == levels,
-            f"num_res_blocks has {len(self.num_res_blocks)} entries for {levels} levels of "
-            f"channel_mult",
-        )
-        _require(
-            len(self.transformer_depth) == sum(self.num_res_blocks),
-            f"transformer_depth has {len(self.transformer_depth)} entries for "
-            f"{sum(self.num_res_blocks)} blocks",
-        )
-        _require(
-            len(self.disable_self_attentions) in (0, levels),
-            f"disable_self_attentions has {len(self.disable_self_attentions)} entries for "
-            f"{levels} levels of channel_mult",
-        )
+        for field in dataclasses.fields(self):
+            expect(self, field.name, FLAG if field.type == "bool" else _RULES[field.name])
+        levels, blocks = len(self.channel_mult), sum(self.num_res_blocks)
+        require_length(self.num_res_blocks, levels, "num_res_blocks", "levels of channel_mult")
+        require_length(self.transformer_depth, blocks, "transformer_depth", "blocks")
+        if self.disable_self_attentions:
+            require_length(
+                self.disable_self_attentions, levels, "disable_self_attentions", "levels"
+            )
         self._check_widths()
-        decoder = sum(self.num_res_blocks) + levels
-        _require(
-            len(self.transformer_depth_output) == decoder,
-            f"transformer_depth_output has {len(self.transformer_depth_output)} entries for "
-            f"{decoder} blocks",
-        )
-        _require(
-            self.context_dim is not None or not self._has_transformers(),
+        decoder = self.transformer_depth_output
+        require_length(decoder, blocks + levels, "transformer_depth_output", "blocks")
+        require(
+            self.context_dim is not None
+            or max(*self.transformer_depth, *decoder, self.transformer_depth_middle) < 1,
             "context_dim is none, expected the width of the text that the transformers read",
         )
-        _require(
+        require(
             (self.num_heads == -1) != (self.num_head_channels == -1),
             f"num_heads is {self.num_heads} and num_head_channels {self.num_head_channels}: give "
             f"one of them",
         )
 
-    def _check_types(self) -> None:
-        """Refuses values of a wrong type or range, which come out of hand-written files."""
-        for name in ("model_channels", "in_channels", "out_channels"):
-            _expect(self, name, _is_positive, "a positive whole number")
-        for name in ("num_heads", "num_head_channels"):
-            _expect(self, name, _is_positive_or_unset, "a positive whole number, or -1 for none")
-        for name in ("context_dim", "adm_in_channels"):
-            _expect(self, name, _is_positive_or_none, "a positive whole number or none")
-        for name in ("channel_mult", "num_res_blocks"):
-            _expect(self, name, _are_positive, "a list of positive whole numbers")
-        for name in ("transformer_depth", "transformer_depth_output"):
-            _expect(self, name, _are_depths, "a list of whole numbers from 0")
-        _expect(self, "transformer_depth_middle", _is_middle_depth, "a whole number from -1")
-        _expect(self, "disable_self_attentions", _are_flags, "a list of true and false")
-        for field in dataclasses.fields(self):
-            if field.type == "bool":
-                _expect(self, field.name, _is_flag, "true or false")
-        _expect(self, "dropout", _is_share, "a number from 0 to 1")
-        _expect(self, "prediction", _is_prediction, "'eps' or 'v'")
-
-    def _has_transformers(self) -> bool:
-        depths = (*self.transformer_depth, *self.transformer_depth_output)
-        return any(depths) or self.transformer_depth_middle > 0
-
     def _check_widths(self) -> None:
         for mult in self.channel_mult:
             width = mult * self.model_channels
-            _require(width % GROUPS == 0, f"a level is {width} wide, no multiple of {GROUPS}")
+            require(width % GROUPS == 0, f"a level is {width} wide, no multiple of {GROUPS}")
 
     @property
     def time_embed_dim(self) -> int:
@@ -120,7 +100,7 @@ class UNetConfig:
             heads = self.num_heads
         else:
             heads = channels // self.num_head_channels
-        _require(
+        require(
             1 <= heads <= channels,
             f"a transformer is {channels} wide, too narrow for num_heads {self.num_heads}, "
             f"num_head_channels {self.num_head_channels}",
@@ -189,11 +169,9 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> UNetConfig:
         """The record that `to_dict` wrote; raises CldmError for names or values that don't fit."""
-        _require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
+        require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
         try:
-            fields: dict[str, Any] = {
-                key: tuple(v) if _is_list(v) else v for key, v in values.items()
-            }
+            fields: dict[str, Any] = {k: tuple(v) if is_list(v) else v for k, v in values.items()}
             return cls(**fields)
         except TypeError as error:
             raise CldmError(f"This is not the configuration of a UNet: {error}.") from error
@@ -212,9 +190,9 @@ class ControlNetConfig:
     global_average_pooling: bool = False
 
     def __post_init__(self) -> None:
-        _expect(self, "unet", _is_unet, "the configuration of a UNet")
-        _expect(self, "hint_channels", _is_positive, "a positive whole number")
-        _expect(self, "global_average_pooling", _is_flag, "true or false")
+        expect(self, "unet", _UNET)
+        expect(self, "hint_channels", POSITIVE)
+        expect(self, "global_average_pooling", FLAG)
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> ControlNetConfig:
@@ -222,7 +200,7 @@ class ControlNetConfig:
 
         Raises CldmError where the mapping names something that this family doesn't have.
         """
-        _require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
+        require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
         # A ControlNet has no output blocks, so its mapping names no out_channels; the base's are as
         # many as come in.
         unet = UNetConfig.from_params({"out_channels": params.get("in_channels", 4), **params})
@@ -237,75 +215,27 @@ class ControlNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ControlNetConfig:
         """The record that `to_dict` wrote; raises CldmError for names or values that don't fit."""
-        _require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
+        require(isinstance(values, Mapping), f"it is {values!r}, expected names with values")
         try:
             return cls(**{**values, "unet": UNetConfig.from_dict(values["unet"])})
         except (KeyError, TypeError) as error:
             raise CldmError(f"This is not the configuration of a ControlNet: {error}.") from error
 
 
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise CldmError(f"The net's configuration doesn't fit together: {sentence}.")
-
-
-def _expect(record: object, name: str, fits: Callable[[Any], bool], expected: str) -> None:
-    value = getattr(record, name)
-    _require(fits(value), f"{name} is {value!r}, expected {expected}")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_list(value: object) -> bool:
-    """Whether it is a sequence of values; the YAML loaders' own kinds count, text doesn't."""
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_int(value) and value > 0
-
-
-def _is_positive_or_unset(value: Any) -> bool:
-    return _is_positive(value) or (_is_int(value) and value == -1)
-
-
-def _is_positive_or_none(value: Any) -> bool:
-    return value is None or _is_positive(value)
-
-
-def _is_middle_depth(value: Any) -> bool:
-    return _is_int(value) and value >= -1
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_share(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and 0 <= value <= 1
-
-
-def _is_prediction(value: object) -> bool:
-    return isinstance(value, str) and value in get_args(Prediction)
-
-
-def _is_unet(value: object) -> bool:
-    return isinstance(value, UNetConfig)
-
-
-def _are_positive(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(map(_is_positive, value))
-
-
-def _are_depths(value: Any) -> bool:
-    return isinstance(value, tuple) and all(_is_int(depth) and depth >= 0 for depth in value)
-
-
-def _are_flags(value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(_is_flag, value))
-
+_UNET = Rule("the configuration of a UNet", lambda v: isinstance(v, UNetConfig))
+_RULES = {
+    **dict.fromkeys(("model_channels", "in_channels", "out_channels"), POSITIVE),
+    **dict.fromkeys(("num_heads", "num_head_channels"), HEADS),
+    **dict.fromkeys(("context_dim", "adm_in_channels"), OPTIONAL),
+    **dict.fromkeys(("channel_mult", "num_res_blocks"), COUNTS),
+    **dict.fromkeys(("transformer_depth", "transformer_depth_output"), DEPTHS),
+    "transformer_depth_middle": Rule("a whole number from -1", lambda v: is_int(v, -1)),
+    "disable_self_attentions": Rule("a list of true and false", tuple_of(FLAG.fits)),
+    "dropout": Rule(
+        "a number from 0 to 1", lambda v: (is_int(v) or isinstance(v, float)) and 0 <= v <= 1
+    ),
+    "prediction": Rule("'eps' or 'v'", lambda v: v in get_args(Prediction)),
+}
 
 # Parameters of the original's constructor that change nothing here: training details, and sizes
 # read from the input.
@@ -327,29 +257,29 @@ _READ = (_FIELDS - {"transformer_depth_output"}) | {
 
 
 def _check_params(params: Mapping[str, Any]) -> None:
-    _require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
+    require(isinstance(params, Mapping), f"it is {params!r}, expected names with values")
     unknown = sorted(map(str, set(params) - _READ - _WITHOUT_EFFECT))
-    _require(not unknown, f"unknown parameters {', '.join(unknown)}")
+    require(not unknown, f"unknown parameters {', '.join(unknown)}")
     missing = [
         key
         for key in ("model_channels", "num_res_blocks", "attention_resolutions")
         if key not in params
     ]
-    _require(not missing, f"missing parameters {', '.join(missing)}")
-    _require(
+    require(not missing, f"missing parameters {', '.join(missing)}")
+    require(
         params.get("dims", 2) == 2, f"dims is {params.get('dims')}, only pictures (2) are supported"
     )
-    _require(
+    require(
         bool(params.get("use_spatial_transformer")),
         "use_spatial_transformer is off, and only UNets with text cross-attention take a "
         "ControlNet",
     )
     classes = params.get("num_classes")
-    _require(
+    require(
         classes in (None, "sequential"),
         f"num_classes is {classes!r}, expected none or 'sequential' with adm_in_channels",
     )
-    _require(
+    require(
         (classes is None) == (params.get("adm_in_channels") is None),
         f"num_classes is {classes!r} with adm_in_channels {params.get('adm_in_channels')}: give "
         f"both or none",
@@ -357,25 +287,21 @@ def _check_params(params: Mapping[str, Any]) -> None:
 
 
 def _entries(value: Any, name: str) -> tuple[Any, ...]:
-    _require(_is_list(value), f"{name} is {value!r}, expected a list")
+    require(is_list(value), f"{name} is {value!r}, expected a list")
     return tuple(value)
 
 
 def _ints(value: Any, name: str) -> tuple[int, ...]:
     entries = _entries(value, name)
-    _require(all(map(_is_int, entries)), f"{name} is {value!r}, expected a list of whole numbers")
+    require(all(map(is_int, entries)), f"{name} is {value!r}, expected a list of whole numbers")
     return entries
 
 
 def _per_level(value: Any, levels: int, name: str) -> tuple[int, ...]:
-    if _is_int(value):
+    if is_int(value):
         return (value,) * levels
-    _require(_is_list(value), f"{name} is {value!r}, expected a whole number or one for each level")
     entries = _ints(value, name)
-    _require(
-        len(entries) == levels,
-        f"{name} has {len(entries)} entries for {levels} levels of channel_mult",
-    )
+    require_length(entries, levels, name, "levels of channel_mult")
     return entries
 
 
@@ -395,22 +321,19 @@ def _limits(params: Mapping[str, Any], blocks: Sequence[int]) -> tuple[int, ...]
 
 def _middle_depth(params: Mapping[str, Any], depths: Sequence[int]) -> Any:
     given = params.get("transformer_depth_middle")
-    if given is not None:
-        return given
-    return depths[-1] if depths else -1
+    return next(reversed(depths), -1) if given is None else given
 
 
-def _context_dim(params: Mapping[str, Any]) -> int:
+def _context_dim(params: Mapping[str, Any]) -> Any:
     value: Any = params.get("context_dim")
     # SDXL's YAML files and some others write the width as a list of one.
-    if _is_list(value) and value and all(width == value[0] for width in value):
+    if is_list(value) and value and all(width == value[0] for width in value):
         value = value[0]
-    _require(
-        _is_positive(value),
+    require(
+        is_int(value, 1),
         f"context_dim is {value!r}, expected the width of the text embeddings",
     )
-    width: int = value
-    return width
+    return value
 
 
 def _published(**changes: Any) -> UNetConfig:

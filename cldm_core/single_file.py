@@ -164,9 +164,13 @@ def load_text_encoder(tensors: StateDict) -> CLIPTextModel:
         for key, value in state.items()
         if not _is_tolerated(key)
     }
-    own = {key: value for key, value in model.state_dict().items() if not _is_tolerated(key)}
-    require_fit(own, names, "The checkpoint's text encoder")
-    model.load_state_dict(names, strict=False)
+    own = model.state_dict()
+    require_fit(
+        {key: value for key, value in own.items() if not _is_tolerated(key)},
+        names,
+        "The checkpoint's text encoder",
+    )
+    model.load_state_dict({**own, **names})
     frozen: CLIPTextModel = model.eval().requires_grad_(False)
     return frozen
 

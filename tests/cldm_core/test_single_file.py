@@ -199,7 +199,7 @@ def test_the_files_own_configuration_tells_the_prediction(tmp_path: Path) -> Non
         "encoder.down.0.block.0.conv1.weight",
         "encoder.down.0.block.0.conv2.weight",
         "encoder.mid.attn_1.q.weight",
-        "decoder.conv_out.bias",
+        "decoder.conv_in.bias",
         "decoder.up.1.block.2.norm1.weight",
     ],
 )
