@@ -67,6 +67,7 @@ def test_make_targets_exist() -> None:
 
 def test_the_python_example_uses_names_that_exist() -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```", text("README.md"), re.MULTILINE | re.DOTALL)
+    compile(example, "README.md", "exec")
     (imports,) = [node for node in ast.parse(example).body if isinstance(node, ast.ImportFrom)]
     assert imports.module == "cldm_core"
     for alias in imports.names:
