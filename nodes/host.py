@@ -70,7 +70,7 @@ def load_control(path: Path) -> HostControl:
     cast = comfy.model_management.unet_manual_cast(stored, device)
     layers = comfy.ops.pick_operations(stored, cast)
     attention = HostAttention()
-    net = load_controlnet(path, dtype=stored, ops=layers, attention=attention)
+    net = load_controlnet(checkpoint, dtype=stored, ops=layers, attention=attention)
     if net.unet_config == SD21:
         # As in the host: half precision overflows in SD 2.x's attention.
         attention.precision = torch.float32
