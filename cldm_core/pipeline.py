@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from .config import Prediction
-from .controlnet import HINT_SCALE, ControlNet
+from .controlnet import ControlNet
 from .diffusion import NoiseSchedule
 from .errors import CldmError, ShapeError
+from .hints import HINT_SCALE
 from .residuals import Residuals, guess_mode_scales, merge, weigh
 from .unet import ControlledUNet
 

@@ -27,11 +27,21 @@ class Encoder(nn.Module):
         self.input_blocks, self.block_channels = parts.input_blocks()
         self.middle_block = parts.middle_block(self.block_channels[-1])
 
-    def embed(self, timesteps: Tensor, y: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The time embedding (B, 4 * model_channels), with y where the family has one."""
+    def embed(
+        self,
+        timesteps: Tensor,
+        y: Tensor | None,
+        dtype: torch.dtype,
+        extra: Tensor | None = None,
+    ) -> Tensor:
+        """The time embedding (B, 4 * model_channels), with y where the family has one.
+
+        extra: what a kind of net adds to it, before y.
+        """
         emb: Tensor = self.time_embed(
             timestep_embedding(timesteps, self.unet_config.model_channels).to(dtype)
         )
+        emb = emb if extra is None else emb + extra
         expected = self.unet_config.adm_in_channels
         if expected is None:
             return emb
