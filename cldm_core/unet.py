@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from .blocks import timestep_embedding, zero_module
 from .config import GROUPS, UNetConfig
 from .errors import CldmError, FamilyMismatch, ShapeError
 from .parts import Parts
+from .projections import Patches, patched
 from .residuals import Residuals, Slot
 
 
@@ -122,19 +124,29 @@ class ControlledUNet(Encoder):
         y: Tensor | None = None,
         control: Residuals | None = None,
         only_mid_control: bool = False,
+        patches: Patches = (),
     ) -> Tensor:
         """The prediction (B, out_channels, h, w) for noisy latents x (B, in_channels, h, w).
 
         timesteps: (B,), 0 to 999, may be fractional; context: text embeddings (B, M, context_dim);
         y: (B, adm_in_channels) for SDXL. control: residuals to add; with only_mid_control those of
-        the skip connections are left out. Raises ShapeError or FamilyMismatch, with the shapes,
-        where an input doesn't fit.
+        the skip connections are left out. patches: mappings from the path of an attention's
+        projection to what its input becomes (ControlNet-LLLite); several of one path run in their
+        order, each on the result of the one before. Raises ShapeError or FamilyMismatch, with the
+        shapes, where an input doesn't fit.
         """
         self.check_inputs(x, timesteps, context)
         control = control or Residuals()
-        output = () if only_mid_control else control.output
         self._check_counts(control)
+        if only_mid_control:
+            control = replace(control, output=())
         emb = self.embed(timesteps, y, x.dtype)
+        with patched(self, patches):
+            return self._predict(x, emb, context, control)
+
+    def _predict(
+        self, x: Tensor, emb: Tensor, context: Tensor | None, control: Residuals
+    ) -> Tensor:
         skips = []
         h = x
         for module, residual in zip(
@@ -145,7 +157,7 @@ class ControlledUNet(Encoder):
         h = self.middle_block(h, emb, context)
         for residual in control.middle:
             h = add(h, residual)
-        residuals = list(padded(output, len(skips)))
+        residuals = list(padded(control.output, len(skips)))
         for module in self.output_blocks:
             h = torch.cat([h, add(skips.pop(), residuals.pop())], dim=1)
             h = module(h, emb, context, skips[-1].shape[2:] if skips else None)
