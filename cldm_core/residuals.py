@@ -36,13 +36,16 @@ def map_residuals(change: Callable[[Tensor], Tensor], residuals: Residuals) -> R
 
 
 def weigh(residuals: Residuals, scales: float | Sequence[float]) -> Residuals:
-    """Residuals times one strength, or one number for each of z0 .. zn-1 and the middle.
+    """Residuals times one strength, or one number for each: those of input, of output, the middle.
 
-    Raises ShapeError where the count of numbers differs from the count of residuals.
+    So for a ControlNet z0 .. zn-1 and the middle, for a T2I-Adapter its features. Places where
+    nothing is added take no number in input and one in output, whose places are the encoder's
+    blocks. Raises ShapeError where the count of numbers differs from the count of residuals.
     """
     if isinstance(scales, (int, float)):
         return residuals if scales == 1 else map_residuals(lambda item: item * scales, residuals)
-    expected = len(residuals.output) + len(residuals.middle)
+    inputs = sum(item is not None for item in residuals.input)
+    expected = inputs + len(residuals.output) + len(residuals.middle)
     if len(scales) != expected:
         raise ShapeError(
             f"{len(scales)} scales were given for {expected} residuals: give one for each, the "
@@ -54,11 +57,12 @@ def weigh(residuals: Residuals, scales: float | Sequence[float]) -> Residuals:
             None if item is None else item * s for item, s in zip(slot, numbers, strict=True)
         )
 
-    split = len(residuals.output)
+    split = inputs + len(residuals.output)
+    numbers = iter(scales[:inputs])
     return Residuals(
-        over(residuals.output, scales[:split]),
+        over(residuals.output, scales[inputs:split]),
         over(residuals.middle, scales[split:]),
-        residuals.input,
+        tuple(None if item is None else item * next(numbers) for item in residuals.input),
     )
 
 
