@@ -5,6 +5,7 @@ CldmError
 ├── DamagedCheckpoint       a file that can't be read whole, or that would run code
 ├── CheckpointMismatch      keys or shapes that don't fit the net they are loaded into
 ├── FamilyMismatch          a net on a base model of another family
+├── UnknownControlType      a type of hint that a union ControlNet doesn't know
 └── ShapeError              a tensor whose shape, type or range doesn't fit
 """
 
@@ -29,6 +30,10 @@ class CheckpointMismatch(CldmError):
 
 class FamilyMismatch(CldmError):
     """The ControlNet belongs to another family of base models."""
+
+
+class UnknownControlType(CldmError):
+    """The union ControlNet knows no such type of hint."""
 
 
 class ShapeError(CldmError):
