@@ -63,15 +63,23 @@ def _order(place: Projection) -> tuple[int, int, int, str, str]:
 
 
 def _module(state: StateDict, name: str, path: str) -> LLLiteModuleConfig:
-    down = shape_of(state, f"{name}.down.0.weight", 2)
-    half = shape_of(state, f"{name}.conditioning1.0.weight", 4)[0]
-    return LLLiteModuleConfig(
-        path=path,
-        channels=down[1],
-        depth=_depth(state, name),
-        cond_emb_dim=2 * half,
-        mlp_dim=down[0],
-    )
+    inner, channels = shape_of(state, f"{name}.down.0.weight", 2)
+    half, depth = shape_of(state, f"{name}.conditioning1.0.weight", 4)[0], _depth(state, name)
+    width = 2 * half
+    # Held against each other before anything is built: sizes that lie may be beyond any memory.
+    for layer, expected in (
+        ("mid.0", (inner, inner + width)),
+        ("up.0", (channels, inner)),
+        ("conditioning1.2", (half, half) if depth == 3 else (width, half)),
+    ):
+        shape = shape_of(state, f"{name}.{layer}.weight", 4 if "conditioning" in layer else 2)
+        if shape[:2] != expected:
+            raise CheckpointMismatch(
+                f"The key {name}.{layer}.weight has the shape {shape}, and the rest of its module "
+                f"makes it {expected[0]} by {expected[1]}: the file is damaged or was put together "
+                "wrongly."
+            )
+    return LLLiteModuleConfig(path, channels, depth, width, inner)
 
 
 def _depth(state: StateDict, name: str) -> int:

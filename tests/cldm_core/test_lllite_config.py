@@ -106,6 +106,9 @@ def damaged(name: str, value: Tensor | None) -> dict[str, Tensor]:
         (damaged("conditioning1.0.weight", torch.zeros(4, 1, 4, 4)), "1 and 3 channels"),
         (damaged("conditioning1.2.weight", torch.zeros(8, 4, 3, 3)), "a kernel 3 wide"),
         (damaged("conditioning1.2.weight", None), "conditioning1.2.weight is missing"),
+        (damaged("conditioning1.2.weight", torch.zeros(6, 4, 2, 2)), "makes it 8 by 4"),
+        (damaged("mid.0.weight", torch.zeros(12, 12)), "makes it 12 by 20"),
+        (damaged("up.0.weight", torch.zeros(3, 12)), "makes it 64 by 12"),
     ],
 )
 def test_other_keys_are_refused_with_a_sentence(changed: dict, message: str) -> None:
