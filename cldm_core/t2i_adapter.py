@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention, sdpa
-from .errors import CldmError, ShapeError
+from .config import UNetConfig
+from .errors import CldmError, FamilyMismatch, ShapeError
 from .hints import HINT_SCALE, check_count, check_hint, in_type_of
 from .residuals import Residuals, Slot
 from .rules import COUNTS, FLAG, POSITIVE, Rule, expect, is_int, is_list, require
@@ -200,10 +201,8 @@ class T2IAdapter(nn.Module):
         if self.config.kind == "xl":
             blocks = dict(zip(XL_BLOCKS, features, strict=False))
             return Residuals(input=_slot(blocks), middle=(features[-1],))
-        last = BLOCKS_PER_LEVEL - 1
-        return Residuals(
-            input=_slot({BLOCKS_PER_LEVEL * i + last: item for i, item in enumerate(features)})
-        )
+        places = _sd_places(len(features))
+        return Residuals(input=_slot(dict(zip(places, features, strict=True))))
 
     def _check_features(self, x: Tensor, features: Sequence[Tensor]) -> None:
         if x.ndim != 4:
@@ -221,6 +220,38 @@ class T2IAdapter(nn.Module):
                 f"{expected[0][0]}x{expected[0][1]}: encode a hint of {height}x{width}."
             )
         check_count(features[0].shape[0], x.shape[0])
+
+
+def require_adapter_fit(config: AdapterConfig, unet: UNetConfig) -> None:
+    """Raises FamilyMismatch unless features of this adapter can be added to this UNet's."""
+    blocks = _blocks_of(unet)
+    xl = config.kind == "xl"
+    # The middle has the width and size of the last block.
+    places = (*XL_BLOCKS, len(blocks) - 1) if xl else _sd_places(len(config.channels))
+    wanted = [
+        (channels, xl + sum(halved <= level for halved in config.halved_levels))
+        for level, channels in enumerate(config.channels)
+    ]
+    if [blocks[place] if place < len(blocks) else None for place in places] != wanted:
+        family = "SDXL" if xl else "SD 1.x and 2.x"
+        raise FamilyMismatch(
+            f"This T2I-Adapter is for {family}, with features of {config.channels} channels, and "
+            "the base model's encoder is built otherwise: use an adapter of its family."
+        )
+
+
+def _blocks_of(unet: UNetConfig) -> list[tuple[int, int]]:
+    """The channels of each of the encoder's blocks, and how often the size was halved there."""
+    blocks = [(unet.model_channels, 0)]
+    for level, (mult, count) in enumerate(zip(unet.channel_mult, unet.num_res_blocks, strict=True)):
+        blocks += [(mult * unet.model_channels, level)] * count
+        blocks.append((mult * unet.model_channels, level + 1))
+    # There is no downsampling behind the last level.
+    return blocks[:-1]
+
+
+def _sd_places(levels: int) -> tuple[int, ...]:
+    return tuple(BLOCKS_PER_LEVEL * (level + 1) - 1 for level in range(levels))
 
 
 def _slot(blocks: Mapping[int, Tensor]) -> Slot:

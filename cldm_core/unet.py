@@ -166,7 +166,13 @@ class ControlledUNet(Encoder):
 
     def _check_counts(self, control: Residuals) -> None:
         blocks = len(self.input_blocks)
-        if len(control.output) not in (0, blocks) or len(control.input) > blocks:
+        if len(control.input) > blocks:
+            raise FamilyMismatch(
+                f"The control adds to the encoder's block {len(control.input) - 1} and this UNet's "
+                f"last is {blocks - 1}: "
+                "the adapter belongs to another family of base models."
+            )
+        if len(control.output) not in (0, blocks):
             raise FamilyMismatch(
                 f"The control has {len(control.output)} residuals for skip connections and this "
                 f"UNet has {blocks}: "

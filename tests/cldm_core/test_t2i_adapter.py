@@ -10,23 +10,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from controlnet_pack.cldm_core import (
+    SD15,
+    SD21,
+    SDXL,
+    TINY,
     CheckpointMismatch,
     CldmError,
     ControlledUNet,
+    FamilyMismatch,
     Residuals,
     ShapeError,
     UNetConfig,
     UnsupportedCheckpoint,
-    merge,
-    pool,
-    weigh,
 )
 from controlnet_pack.cldm_core.checkpoint.detect_t2i import (
     canonical_t2i,
     diffusers_t2i,
     t2i_config,
 )
-from controlnet_pack.cldm_core.t2i_adapter import AdapterConfig, T2IAdapter
+from controlnet_pack.cldm_core.t2i_adapter import (
+    AdapterConfig,
+    T2IAdapter,
+    require_adapter_fit,
+)
 
 from .parity_cases import UNET_SEED
 from .seeded import seeded_module, shapes_of
@@ -226,6 +232,49 @@ def test_configurations_survive_json() -> None:
     assert AdapterConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+@pytest.mark.parametrize("kind", ["full", "light", "xl"])
+@pytest.mark.parametrize("family", [SD15, SD21, SDXL, TINY], ids=["sd15", "sd21", "sdxl", "tiny"])
+def test_an_adapter_fits_its_family_alone(kind: str, family: UNetConfig) -> None:
+    config = AdapterConfig(kind=kind)
+    if family is not TINY and (kind == "xl") == (family is SDXL):
+        require_adapter_fit(config, family)
+        return
+    with pytest.raises(FamilyMismatch, match=r"This T2I-Adapter is for SD.*of its family"):
+        require_adapter_fit(config, family)
+
+
+def test_an_adapter_of_another_family_is_refused_by_the_unet() -> None:
+    xl = next(case for case in HOST if case.name == "xl_unet")
+    assert xl.unet is not None
+    unet = seeded_module(ControlledUNet, UNetConfig.from_params(xl.unet.unet_params), UNET_SEED)
+    given = xl.inputs()
+    features = adapter(SMALL).encode_hint(torch.rand(1, 3, 64, 96))
+    control = adapter(SMALL)(given.x, features, given.timesteps, None)
+    with pytest.raises(FamilyMismatch, match="adds to the encoder's block 11 and this UNet's last"):
+        unet(given.x, given.timesteps, given.context, given.y, control)
+
+
+class CastingConv2d(torch.nn.Conv2d):
+    """A layer as hosts have it: computes in its input's type, whatever it stores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x)
+        return self._conv_forward(x, self.weight.to(x), bias)
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_XL, AdapterConfig((32, 64), kind="light")])
+def test_casting_layers_of_a_host_compute_in_the_hints_type(config: AdapterConfig) -> None:
+    ops = type("Ops", (), {**vars(torch.nn), "Conv2d": CastingConv2d})
+    plain = adapter(config).half().float()
+    with torch.device("meta"):
+        net = T2IAdapter(config, ops)
+    net.load_state_dict({k: v.half() for k, v in plain.state_dict().items()}, assign=True)
+    hint = torch.rand(1, 3, 32, 32)
+    for a, b in zip(net.encode_hint(hint), plain.encode_hint(hint), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
 # Both layouts of keys.
 
 
@@ -305,52 +354,3 @@ def test_damaged_keys_are_a_mismatch(damage: dict[str, Tensor | None]) -> None:
     state = {**adapter(SMALL).state_dict(), **damage}
     with pytest.raises(CheckpointMismatch):
         t2i_config({key: value for key, value in state.items() if value is not None})
-
-
-# Residuals of adapters.
-
-
-def test_one_strength_scales_every_feature() -> None:
-    net = adapter(SMALL_XL)
-    residuals = net(torch.zeros(1, 4, 8, 8), None, *NO_TEXT, hint=torch.rand(1, 3, 64, 64))
-    half = weigh(residuals, 0.5)
-    for a, b in zip(
-        (*half.input, *half.middle), (*residuals.input, *residuals.middle), strict=True
-    ):
-        assert (a is None) == (b is None)
-        assert a is None or b is None or torch.equal(a, 0.5 * b)
-
-
-def test_each_feature_has_a_strength_of_its_own() -> None:
-    net = adapter(SMALL_XL)
-    residuals = net(torch.zeros(1, 4, 8, 8), None, *NO_TEXT, hint=torch.rand(1, 3, 64, 64))
-    weighed = weigh(residuals, (0.25, 0.62, 0.825, 1.0))
-    found = [item for item in (*weighed.input, *weighed.middle) if item is not None]
-    given = [item for item in (*residuals.input, *residuals.middle) if item is not None]
-    for a, b, scale in zip(found, given, (0.25, 0.62, 0.825, 1.0), strict=True):
-        assert torch.equal(a, b * scale)
-    with pytest.raises(ShapeError, match="3 scales were given for 4 residuals"):
-        weigh(residuals, (1.0, 1.0, 1.0))
-
-
-def test_adapters_of_different_lengths_and_a_controlnet_merge() -> None:
-    a = Residuals(input=(None, None, torch.ones(1, 2, 4, 4)))
-    b = Residuals(input=(None, torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4), None, torch.ones(1)))
-    c = Residuals(output=(torch.ones(1), torch.ones(1)), middle=(torch.ones(1),))
-    for merged in (merge(merge(a, b), c), merge(c, merge(b, a))):
-        assert [None if item is None else float(item.max()) for item in merged.input] == [
-            None,
-            1.0,
-            2.0,
-            None,
-            1.0,
-        ]
-        assert merged.output == c.output
-        assert merged.middle == c.middle
-
-
-def test_pooling_reaches_input() -> None:
-    pooled = pool(Residuals(input=(None, torch.rand(1, 2, 4, 4))))
-    assert pooled.input[0] is None
-    assert pooled.input[1] is not None
-    assert pooled.input[1].shape == (1, 2, 1, 1)
