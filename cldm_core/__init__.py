@@ -3,7 +3,13 @@
 It knows no host, no annotator, no folder convention and no global device.
 """
 
-from .checkpoint import load_controlnet, load_unet
+from .checkpoint import (
+    CheckpointInfo,
+    inspect_checkpoint,
+    load_control,
+    load_controlnet,
+    load_unet,
+)
 from .config import SD15, SD21, SD21_V, SDXL, TINY, ControlNetConfig, UNetConfig
 from .controlnet import ControlNet
 from .diffusion import NoiseSchedule
@@ -13,6 +19,7 @@ from .errors import (
     DamagedCheckpoint,
     FamilyMismatch,
     ShapeError,
+    UnknownControlType,
     UnsupportedCheckpoint,
 )
 from .ldm import ControlLDM
@@ -26,6 +33,7 @@ __all__ = [
     "SD21_V",
     "SDXL",
     "TINY",
+    "CheckpointInfo",
     "CheckpointMismatch",
     "CldmError",
     "ControlLDM",
@@ -38,9 +46,12 @@ __all__ = [
     "Residuals",
     "ShapeError",
     "UNetConfig",
+    "UnknownControlType",
     "UnsupportedCheckpoint",
     "add_control",
     "guess_mode_scales",
+    "inspect_checkpoint",
+    "load_control",
     "load_controlnet",
     "load_unet",
     "merge",

@@ -168,7 +168,8 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
 def _net(arguments: argparse.Namespace) -> ControlNet:
     source, _, name = arguments.controlnet.partition(":")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
-    return load_controlnet(path, device=arguments.device, dtype=TYPES[arguments.dtype])
+    net: ControlNet = load_controlnet(path, device=arguments.device, dtype=TYPES[arguments.dtype])
+    return net
 
 
 def _hint(arguments: argparse.Namespace, size: int) -> Picture:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .checkpoint import load_unet, read
 from .checkpoint.detect import count_of, shape_of
-from .checkpoint.load import require_fit
+from .checkpoint.fit import require_fit, shapes
 from .config import Prediction
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .pipeline import Pipeline
@@ -123,7 +123,7 @@ def load_vae(tensors: StateDict) -> AutoencoderKL:
     """The autoencoder under `first_stage_model.`, in fp32 and frozen."""
     with _readable("autoencoder"):
         vae, state = _vae(_part(tensors, VAE_PREFIX, "autoencoder"))
-    require_fit(vae.state_dict(), state, "The checkpoint's autoencoder")
+    require_fit(shapes(vae.state_dict()), state, "The checkpoint's autoencoder")
     vae.load_state_dict(state)
     frozen: AutoencoderKL = vae.float().eval().requires_grad_(False)
     return frozen
@@ -165,11 +165,8 @@ def load_text_encoder(tensors: StateDict) -> CLIPTextModel:
         if not _is_tolerated(key)
     }
     own = model.state_dict()
-    require_fit(
-        {key: value for key, value in own.items() if not _is_tolerated(key)},
-        names,
-        "The checkpoint's text encoder",
-    )
+    expected = {key: shape for key, shape in shapes(own).items() if not _is_tolerated(key)}
+    require_fit(expected, names, "The checkpoint's text encoder")
     model.load_state_dict({**own, **names})
     frozen: CLIPTextModel = model.eval().requires_grad_(False)
     return frozen

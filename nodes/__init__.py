@@ -6,11 +6,15 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .annotate import ANNOTATOR_NODES
 from .apply import ApplyControlNet, PatchModel
-from .load import LoadControlNet, LoadTinyModel
+from .load import InspectControlNet, LoadControlNet, LoadTinyModel
+from .union import AddUnionHint, SetControlType
 
 NODES: list[type[io.ComfyNode]] = [
     LoadControlNet,
     LoadTinyModel,
+    InspectControlNet,
+    SetControlType,
+    AddUnionHint,
     ApplyControlNet,
     PatchModel,
     *ANNOTATOR_NODES,

@@ -56,14 +56,22 @@ def hint_input() -> io.Input:
     )
 
 
-def with_hint(control_net: Any, image: Tensor, strength: float, window: tuple[float, float]) -> Any:
+def with_hint(
+    control_net: Any,
+    image: Tensor,
+    strength: float,
+    window: tuple[float, float],
+    vae: Any = None,
+) -> Any:
     """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1]."""
+    if isinstance(control_net, HostControl):
+        control_net.check_settings()
     if window[0] > window[1]:
         raise ValueError(
             f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
             f"the first or raise the second."
         )
-    return control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, window)
+    return control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, window, vae=vae)
 
 
 class ApplyControlNet(io.ComfyNode):
@@ -88,6 +96,12 @@ class ApplyControlNet(io.ComfyNode):
                 control_input(),
                 hint_input(),
                 *strength_inputs(),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Only for nets whose hint is a latent, such as those for SD 3 and "
+                    "Flux; nets for SD 1.5, 2.1 and SDXL don't read it.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -109,12 +123,13 @@ class ApplyControlNet(io.ComfyNode):
         strength: float,
         start_percent: float,
         end_percent: float,
+        vae: Any = None,
     ) -> io.NodeOutput:
         if isinstance(control_net, HostControl):
             check_conditioning(control_net.net, [*positive, *negative])
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        base = with_hint(control_net, image, strength, (start_percent, end_percent))
+        base = with_hint(control_net, image, strength, (start_percent, end_percent), vae)
         # One object for both sides and for each chain before it: the host batches rows only of the
         # same object.
         controls: dict[int, Any] = {}
@@ -173,8 +188,9 @@ class PatchModel(io.ComfyNode):
     ) -> io.NodeOutput:
         if not isinstance(control_net, HostControl):
             raise ValueError(
-                "This control net was not loaded by Load ControlNet (CLDM): load it there, or use "
-                "Apply ControlNet."
+                "This control net was loaded by ComfyUI's own loader, and only Apply ControlNet "
+                "takes such nets: use that, or load the file with Load ControlNet (CLDM) if it is "
+                "for SD 1.5, 2.1 or SDXL."
             )
         control = with_hint(control_net, image, strength, (start_percent, end_percent))
         return io.NodeOutput(model if strength == 0 else patch_model(model, control))

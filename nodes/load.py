@@ -1,4 +1,4 @@
-"""Nodes that load: ControlNets from files, and the embedded model."""
+"""Nodes that load: control nets from files, and the embedded model."""
 
 from __future__ import annotations
 
@@ -6,12 +6,36 @@ from pathlib import Path
 
 from comfy_api.v0_0_2 import io
 
-from ..cldm_core import tiny
+from ..cldm_core import inspect_checkpoint, tiny
 from .apply import CATEGORY
 from .embedded import example_picture, load_clip, load_model, load_vae
 from .host import controlnet_files, controlnet_path, load_control
+from .host.show import show
 
 EMBEDDED = {f"embedded: {name}": name for name in tiny.CONTROLS}
+POOLING = {"auto": None, "on": True, "off": False}
+
+
+def file_input() -> io.Input:
+    """A choice of the files with control nets."""
+    return io.Combo.Input(
+        "control_net_name",
+        options=[*EMBEDDED, *controlnet_files()],
+        tooltip="A file from models/controlnet, or an embedded net (for Load Tiny Demo Model "
+        "only).",
+    )
+
+
+def path_of(control_net_name: str) -> Path:
+    """The file behind a choice of the node."""
+    embedded = EMBEDDED.get(control_net_name)
+    return tiny.weights(embedded) if embedded else controlnet_path(control_net_name)
+
+
+def fingerprint(control_net_name: str) -> tuple[int, int]:
+    """Changes where a file was written anew under its name."""
+    found = path_of(control_net_name).stat()
+    return found.st_mtime_ns, found.st_size
 
 
 class LoadControlNet(io.ComfyNode):
@@ -23,40 +47,87 @@ class LoadControlNet(io.ComfyNode):
             node_id="CLDM_LoadControlNet",
             display_name="Load ControlNet (CLDM)",
             category=CATEGORY,
-            description="Loads a ControlNet from the folder models/controlnet, or one that comes "
-            "with this pack for the "
-            "embedded demo model. Its family and settings are read from the file.",
+            description="Loads a control net from the folder models/controlnet, or one that comes "
+            "with this pack for the embedded demo model: ControlNet, union, Control-LoRA, "
+            "difference, T2I-Adapter and ControlNet-LLLite for SD 1.5, 2.1 and SDXL, and whatever "
+            "ComfyUI's own loader takes. The family is told from the file and shown here.",
             inputs=[
+                file_input(),
                 io.Combo.Input(
-                    "control_net_name",
-                    options=[*EMBEDDED, *controlnet_files()],
-                    tooltip="A file from models/controlnet, or an embedded net (for Load Tiny "
-                    "Demo Model only).",
-                )
+                    "pooling",
+                    options=[*POOLING],
+                    default="auto",
+                    tooltip="Whether the net's effect is averaged over the picture, as the shuffle "
+                    "net wants. auto takes what the file says, else goes by a name that ends in "
+                    "_shuffle, and shows what it took.",
+                    optional=True,
+                ),
+                io.Int.Input(
+                    "head_channels",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="Channels of an attention head, for nets of unusual width. 0 takes "
+                    "what the file says, else the family's rule.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.ControlNet.Output(
                     display_name="control_net",
                     tooltip="For Apply ControlNet, this pack's or the host's own.",
-                )
+                ),
+                io.String.Output(
+                    display_name="info", tooltip="What was loaded: family, keys, type, size."
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, control_net_name: str) -> tuple[int, int]:
+    def fingerprint_inputs(
+        cls, control_net_name: str, pooling: str = "auto", head_channels: int = 0
+    ) -> tuple[int, int]:
         """A file that was written anew under its name is loaded anew."""
-        found = path_of(control_net_name).stat()
-        return found.st_mtime_ns, found.st_size
+        return fingerprint(control_net_name)
+
+    @classmethod
+    def execute(
+        cls, control_net_name: str, pooling: str = "auto", head_channels: int = 0
+    ) -> io.NodeOutput:
+        path = path_of(control_net_name)
+        loaded = load_control(path, pooling=POOLING[pooling], head_channels=head_channels or None)
+        info = "\n".join((str(inspect_checkpoint(path)), *loaded.notes))
+        show(info)
+        return io.NodeOutput(loaded.control, info)
+
+
+class InspectControlNet(io.ComfyNode):
+    """What a file holds, without loading it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLDM_InspectControlNet",
+            display_name="Inspect ControlNet File (CLDM)",
+            category=CATEGORY,
+            description="Shows what a control net's file holds, in milliseconds and without "
+            "loading it: family, keys, hint, control types, pooling, number type, size, and what "
+            "is missing or left over.",
+            inputs=[file_input()],
+            outputs=[io.String.Output(display_name="info", tooltip="What the node shows.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, control_net_name: str) -> tuple[int, int]:
+        """A file that was written anew under its name is read anew."""
+        return fingerprint(control_net_name)
 
     @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
-        return io.NodeOutput(load_control(path_of(control_net_name)))
-
-
-def path_of(control_net_name: str) -> Path:
-    """The file behind a choice of the node."""
-    embedded = EMBEDDED.get(control_net_name)
-    return tiny.weights(embedded) if embedded else controlnet_path(control_net_name)
+        info = inspect_checkpoint(path_of(control_net_name)).details()
+        show(info)
+        return io.NodeOutput(info)
 
 
 class LoadTinyModel(io.ComfyNode):

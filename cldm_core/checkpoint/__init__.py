@@ -1,7 +1,7 @@
 """Safe reading and writing of checkpoints, and nets built from them."""
 
 from .inspect import CheckpointInfo, inspect_checkpoint
-from .load import load_controlnet, load_unet
+from .load import controlnet_config_of, load_control, load_controlnet, load_unet
 from .read import Checkpoint, read
 from .write import config_metadata, save
 
@@ -9,7 +9,9 @@ __all__ = [
     "Checkpoint",
     "CheckpointInfo",
     "config_metadata",
+    "controlnet_config_of",
     "inspect_checkpoint",
+    "load_control",
     "load_controlnet",
     "load_unet",
     "read",

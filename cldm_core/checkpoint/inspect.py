@@ -1,74 +1,192 @@
-"""What a checkpoint holds, in a line that a person reads."""
+"""What a checkpoint holds: told from its header, in a line that a person reads, or in full."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from ..config import SD15, SD21, SDXL, TINY, UNetConfig
-from .detect import controlnet_config, unet_config
-from .load import (
-    CONTROL_MARKER,
-    CONTROL_PREFIXES,
-    UNET_MARKER,
-    UNET_PREFIXES,
-    common_type,
-    part,
-)
-from .read import Source, StateDict, read
+from ..errors import CldmError
+from .describe import base_name, control_types, hint_channels, pooling
+from .detect import unet_config
+from .dtypes import common_type, is_scaled, type_name, without_scales
+from .families import FAMILIES, Family
+from .fit import conformed, differences
+from .formats import Format, Where, inner, layout, nearest, recognise
+from .load import stored_config, unet_part
+from .read import Checkpoint, Source, StateDict, is_legacy, read_header
+from .skeleton import shapes_of
 
-TYPE_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a file holds.
+    """What a file holds; "unknown" stands for what neither keys nor metadata tell.
 
-    `family` is that of the base model, `kind` is "ControlNet" or "base model", `dtype` is the type
-    of most weights and `parameters` is how many numbers they are.
+    family: the base model's; kind: the way of control, such as "ControlNet"; format: its name in
+    formats.py; layout: whose keys; hint_channels: None where the net has no hint encoder;
+    control_types: the names of a union's types; pooling: "yes", "no" or "unknown"; dtype: the
+    type of most weights; parameters: how many numbers they are; size: the file's, in bytes;
+    missing, unexpected and misshapen: keys that don't fit the net that the rest describes;
+    nearest: for an unknown file, the kinds whose signs it shows in part; note: what else a user
+    should know.
     """
 
-    family: str
+    name: str
+    format: str
     kind: str
+    family: str
+    layout: str
     hint_channels: int | None
+    control_types: tuple[str, ...]
+    pooling: str
     dtype: str
     parameters: int
+    size: int | None
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
+    nearest: tuple[str, ...] = ()
+    note: str = ""
 
     def __str__(self) -> str:
+        what = f"{self.family} {self.kind}" if self.family != UNKNOWN else self.kind
+        types = f", {len(self.control_types)} types" if self.control_types else ""
         hint = f", hint {self.hint_channels} channels" if self.hint_channels else ""
+        layout = f", {self.layout} keys" if self.layout else ""
         size = f"{self.parameters / 1e6:.1f} M"
-        return f"{self.family} {self.kind}, cldm keys{hint}, {self.dtype}, {size}"
+        faults = len(self.missing) + len(self.unexpected) + len(self.misshapen)
+        fault = f", {faults} keys don't fit" if faults else ""
+        return f"{what}{layout}{types}{hint}, {self.dtype}, {size}{fault}"
+
+    def details(self) -> str:
+        """All that is known, a fact on each line."""
+        listed = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+            "likest to": self.nearest,
+        }
+        facts = {
+            "kind": self.kind,
+            "base": self.family,
+            "keys": self.layout,
+            "hint": f"{self.hint_channels} channels" if self.hint_channels else "",
+            "control types": ", ".join(self.control_types),
+            "pooling": self.pooling,
+            "type": self.dtype,
+            "parameters": f"{self.parameters / 1e6:.1f} M",
+            "file": "" if self.size is None else f"{self.size / 1e6:.1f} MB",
+            **{name: _few(items) for name, items in listed.items()},
+            "note": self.note,
+        }
+        return "\n".join(f"{name}: {value}" for name, value in facts.items() if value)
+
+
+def _few(items: tuple[str, ...], count: int = 5) -> str:
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
 
 
 def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
-    """The family, kind and size of a ControlNet or base model.
+    """What a file or state dict holds, whether this pack can load it or not.
 
-    Raises UnsupportedCheckpoint for anything else.
+    Of a .safetensors file only the header is read, a PyTorch file is mapped, and one of before
+    PyTorch 1.6 is read whole (and the note says so). Raises DamagedCheckpoint, or
+    UnsupportedCheckpoint where there are no tensors at all.
     """
-    checkpoint = read(path_or_state_dict)
-    if any(prefix + CONTROL_MARKER in checkpoint.tensors for prefix in CONTROL_PREFIXES):
-        state = part(checkpoint, CONTROL_PREFIXES, CONTROL_MARKER, "ControlNet")
-        config = controlnet_config(state)
-        return _info(config.unet, "ControlNet", config.hint_channels, state)
-    state = part(checkpoint, UNET_PREFIXES, UNET_MARKER, "ControlNet or base model")
-    return _info(unet_config(state), "base model", None, state)
+    checkpoint = read_header(path_or_state_dict)
+    size = note = None
+    if isinstance(path_or_state_dict, (str, Path)):
+        size = Path(path_or_state_dict).stat().st_size
+        if is_legacy(Path(path_or_state_dict)):
+            note = "This is a PyTorch file of the old kind, which has to be read whole."
+    state = inner(checkpoint.tensors)
+    kind = recognise(state)
+    about: dict[str, Any]
+    if kind is None:
+        about = _unknown(state)
+    elif kind.name == "base_model":
+        state = unet_part(checkpoint)
+        about = _base_model(state)
+    elif kind.where is Where.HERE:
+        about = _control(checkpoint, kind, state)
+    else:
+        about = {"kind": kind.noun, "note": f"{kind.advice[0].upper()}{kind.advice[1:]}."}
+    note = " ".join(filter(None, (about.pop("note", ""), note)))
+    defaults = {"family": UNKNOWN, "layout": "", "hint_channels": None, "control_types": ()}
+    return CheckpointInfo(
+        **{
+            **defaults,
+            "name": checkpoint.name,
+            "format": kind.name if kind else UNKNOWN,
+            "pooling": UNKNOWN,
+            "size": size,
+            "note": note,
+            **_numbers(state),
+            **about,
+        }
+    )
 
 
-def _info(
-    config: UNetConfig, kind: str, hint_channels: int | None, state: StateDict
-) -> CheckpointInfo:
-    dtype = str(common_type(state)).removeprefix("torch.")
-    count = sum(tensor.numel() for tensor in state.values())
-    return CheckpointInfo(family(config), kind, hint_channels, TYPE_NAMES.get(dtype, dtype), count)
+def _numbers(state: StateDict) -> dict[str, Any]:
+    weights = without_scales(state)
+    scaled = ", scaled" if is_scaled(state) else ""
+    return {
+        "dtype": type_name(common_type(weights)) + scaled,
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+    }
 
 
-def family(config: UNetConfig) -> str:
-    """The public name of an architecture, told from the widths of its text and base channels."""
-    for name, known in (
-        ("SD 1.5", SD15),
-        ("SD 2.1", SD21),
-        ("SDXL", SDXL),
-        ("embedded model", TINY),
-    ):
-        if (config.context_dim, config.model_channels) == (known.context_dim, known.model_channels):
-            return name
-    return f"unknown family ({config.model_channels} base channels, text {config.context_dim} wide)"
+def _unknown(state: StateDict) -> dict[str, Any]:
+    return {
+        "kind": "unknown file",
+        "nearest": tuple(kind.noun for kind in nearest(state)),
+        "note": f"Its keys start with {', '.join(sorted(state)[:3])}.",
+    }
+
+
+def _base_model(state: StateDict) -> dict[str, Any]:
+    try:
+        return {"kind": "base model", "family": base_name(unet_config(state)), "layout": "cldm"}
+    except CldmError as error:
+        return {"kind": "base model", "note": str(error)}
+
+
+def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str, Any]:
+    """What is known of a net that this pack loads; a damaged one is described as far as it goes."""
+    family = FAMILIES[kind.name]
+    about: dict[str, Any] = {
+        "kind": kind.noun,
+        "layout": layout(kind, state),
+    }
+    try:
+        state = without_scales(family.canonical(state))
+        stored = stored_config(checkpoint, family)
+        config = stored or family.config_of(state, None)
+        about |= {
+            "family": base_name(config),
+            "hint_channels": hint_channels(config),
+            "control_types": control_types(config),
+            "pooling": pooling(config, stored=stored is not None),
+        }
+        return about | _misfits(family, config, state)
+    except CldmError as error:
+        return {**about, "note": str(error)}
+
+
+def _misfits(family: Family, config: Any, state: StateDict) -> dict[str, Any]:
+    """The keys that don't fit; raises CldmError where a net can't be built to compare with."""
+    if family.bound:
+        # What such a file may leave out is known to the net alone, which says so in a sentence.
+        family.net(state, config)
+        return {}
+    expected = shapes_of(partial(family.net, config))
+    found = differences(expected, conformed(expected, state))
+    return {
+        "missing": tuple(found.missing),
+        "unexpected": tuple(found.unexpected),
+        "misshapen": tuple(found.misshapen),
+    }

@@ -2,63 +2,107 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..attention import Attention, sdpa
+from ..bound import Base
 from ..config import ControlNetConfig, UNetConfig
 from ..controlnet import ControlNet
-from ..errors import CheckpointMismatch, UnsupportedCheckpoint
+from ..errors import UnsupportedCheckpoint
 from ..unet import ControlledUNet
 from .detect import controlnet_config, unet_config
+from .dtypes import unified
+from .families import FAMILIES, Family
+from .fit import conformed, require_fit
+from .formats import DIFFUSERS, UNET, UNET_PREFIX, Format, Where, inner, nearest, recognise
+from .keymap import DIFFUSERS_UNET, to_cldm
 from .read import Checkpoint, Source, StateDict, metadata_record, read
+from .skeleton import shapes_of
 from .write import CONFIG_KEY
 
-UNET_PREFIXES = ("model.diffusion_model.", "")
-CONTROL_PREFIXES = ("control_model.", "")
-UNET_MARKER = "output_blocks.0.0.in_layers.0.weight"
-CONTROL_MARKER = "zero_convs.0.0.weight"
-DIFFUSERS_MARKERS = (
-    "controlnet_cond_embedding.conv_in.weight",
-    "down_blocks.0.resnets.0.conv1.weight",
-)
-LOADER = "use ComfyUI's own Load ControlNet Model"
-DIFF_LOADER = "use ComfyUI's own Load ControlNet Model (diff)"
-LLLITE_PACK = "use the node pack ControlNet-LLLite-ComfyUI"
-
-C = TypeVar("C", UNetConfig, ControlNetConfig)
 N = TypeVar("N", bound=nn.Module)
+ControlModule = Any
+"""A net of any family: ControlNet, UnionControlNet, BoundControlNet, T2IAdapter, ControlLLLite."""
+
+
+def load_control(
+    path_or_state_dict: Source,
+    *,
+    base: Base | None = None,
+    config: Any = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    ops: Any = nn,
+    attention: Attention = sdpa,
+) -> ControlModule:
+    """The control net of a file or state dict, of any family of UNets, in eval mode.
+
+    The family is told from the keys (formats.py), in the original's layout or in diffusers', with
+    or without a prefix, alone or inside a whole checkpoint. The configuration comes from `config`,
+    else from the file's metadata, else from keys and shapes. dtype None keeps the stored one, the
+    most common where there are several, and widens 8-bit weights to fp32.
+
+    base: the UNet's weights, which Control-LoRAs and difference files are bound to; without it they
+    come back unbound, and `net.bind(base)` gives the net that computes. Their layers are their own,
+    so `ops` is for the other families. Raises UnsupportedCheckpoint, DamagedCheckpoint,
+    CheckpointMismatch or FamilyMismatch, each with a sentence.
+    """
+    checkpoint = read(path_or_state_dict)
+    kind, state = contents(checkpoint)
+    family = FAMILIES[kind.name]
+    state = unified(family.canonical(state), dtype, checkpoint.name)
+    config = config or stored_config(checkpoint, family) or family.config_of(state, base)
+    if family.bound:
+        net: ControlModule = family.net(state, config, attention=attention)
+        return net.to(device).eval().bind(base)
+    build = partial(family.net, config, attention=attention)
+    return _filled(build, ops, state, checkpoint.name).to(device).eval()
+
+
+def controlnet_config_of(source: Source, *, head_channels: int) -> ControlNetConfig:
+    """The configuration of a ControlNet whose attentions have heads of an unusual width.
+
+    It is for `config=` of load_control. Raises UnsupportedCheckpoint for nets of other families.
+    """
+    checkpoint = read(source)
+    kind, state = contents(checkpoint)
+    family = FAMILIES[kind.name]
+    if family.net is not ControlNet:
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name} holds {kind.title}: the width of heads can be set for plain "
+            f"ControlNets only, so leave it to be told from the file."
+        )
+    return controlnet_config(family.canonical(state), head_channels=head_channels)
 
 
 def load_controlnet(
     path_or_state_dict: Source,
     *,
-    config: ControlNetConfig | None = None,
+    config: Any = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     ops: Any = nn,
     attention: Attention = sdpa,
-) -> ControlNet:
-    """The ControlNet of a file or state dict in the original's key layout, in eval mode.
+) -> ControlModule:
+    """Like load_control, for nets that need nothing of a base model's weights.
 
-    With or without the `control_model.` prefix, alone or inside a whole checkpoint. The
-    configuration comes from `config`, else from the file's metadata, else from keys and shapes.
-    dtype None keeps the stored one, the most common where there are several. Raises
-    UnsupportedCheckpoint, DamagedCheckpoint or CheckpointMismatch, each with a sentence.
+    Control-LoRAs and differences are refused with UnsupportedCheckpoint.
     """
     checkpoint = read(path_or_state_dict)
-    state = part(checkpoint, CONTROL_PREFIXES, CONTROL_MARKER, "ControlNet")
-    config = (
-        config or _stored(checkpoint, ControlNetConfig, "controlnet") or controlnet_config(state)
+    kind, _ = contents(checkpoint)
+    if FAMILIES[kind.name].bound:
+        raise UnsupportedCheckpoint(
+            f"{checkpoint.name} holds a {kind.noun}, which builds upon a base model's weights: use "
+            f"load_control with base=."
+        )
+    return load_control(
+        checkpoint, config=config, dtype=dtype, device=device, ops=ops, attention=attention
     )
-    state = _unified(state, dtype, checkpoint.name)
-    net = _filled(partial(ControlNet, config, attention=attention), ops, state, checkpoint.name)
-    return net.to(device).eval()
 
 
 def load_unet(
@@ -70,150 +114,87 @@ def load_unet(
     ops: Any = nn,
     attention: Attention = sdpa,
 ) -> ControlledUNet:
-    """The UNet of a file or state dict in the original's key layout, in eval mode and frozen.
+    """The UNet of a file or state dict, in eval mode and frozen.
 
-    With or without the `model.diffusion_model.` prefix. See load_controlnet for the rest.
+    In the original's key layout, with or without the `model.diffusion_model.` prefix, or in that of
+    diffusers' UNet files. See load_controlnet for the rest.
     """
     checkpoint = read(path_or_state_dict)
-    state = part(checkpoint, UNET_PREFIXES, UNET_MARKER, "UNet")
+    state = unified(unet_part(checkpoint), dtype, checkpoint.name)
     config = config or _stored(checkpoint, UNetConfig, "unet") or unet_config(state)
-    state = _unified(state, dtype, checkpoint.name)
     build = partial(ControlledUNet, config, attention=attention)
     unet = _filled(build, ops, state, checkpoint.name)
     return unet.to(device).eval().requires_grad_(False)
 
 
-def part(checkpoint: Checkpoint, prefixes: tuple[str, ...], marker: str, what: str) -> StateDict:
-    """The tensors behind the first prefix under which `marker` stands, without the prefix."""
+def contents(checkpoint: Checkpoint) -> tuple[Format, StateDict]:
+    """The kind of control that a file holds, and its weights without a prefix.
+
+    Raises UnsupportedCheckpoint, with what the file is instead and what to do with it.
+    """
+    state = inner(checkpoint.tensors)
+    kind = recognise(state)
+    if kind is None:
+        raise UnsupportedCheckpoint(_unknown(checkpoint.name, state))
+    if kind.where is not Where.HERE:
+        raise UnsupportedCheckpoint(kind.refusal(checkpoint.name))
+    return kind, state
+
+
+def unet_part(checkpoint: Checkpoint) -> StateDict:
+    """The UNet's weights under the original's keys; raises UnsupportedCheckpoint for no UNet."""
     tensors = checkpoint.tensors
-    if other := _other_kind(tensors):
-        raise UnsupportedCheckpoint(f"{checkpoint.name} can't be loaded as a {what}. {other}")
-    for prefix in prefixes:
-        if prefix + marker in tensors:
-            return {
-                key[len(prefix) :]: value
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
+    if UNET_PREFIX + UNET in tensors:
+        return {
+            key.removeprefix(UNET_PREFIX): value
+            for key, value in tensors.items()
+            if key.startswith(UNET_PREFIX)
+        }
+    if UNET in tensors:
+        return tensors
+    if DIFFUSERS_UNET in tensors and DIFFUSERS not in tensors:
+        return to_cldm(tensors)
+    state = inner(tensors)
+    kind = recognise(state)
+    found = (
+        _unknown(checkpoint.name, state)
+        if kind is None
+        else f"It holds {kind.title}: load it as one."
+    )
     raise UnsupportedCheckpoint(
-        f"{checkpoint.name} holds no {what} in the original's key layout: the key {marker} is "
-        f"missing. {_hint(tensors)}"
+        f"{checkpoint.name} can't be loaded as a UNet: the key {UNET} is missing. {found}"
     )
 
 
-def common_type(state: StateDict) -> torch.dtype:
-    """The type that most numbers of the tensors are stored in."""
-    counts: Counter[torch.dtype] = Counter()
-    for tensor in state.values():
-        counts[tensor.dtype] += tensor.numel()
-    return counts.most_common(1)[0][0]
-
-
-def _unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
-    """The tensors in one floating type: `dtype`, or the most common one where it is None."""
-    for key, value in state.items():
-        if not value.is_floating_point():
-            raise UnsupportedCheckpoint(
-                f"{name} stores {key} as {_type_name(value)}, expected floating-point weights: "
-                f"take an fp16, bf16 or fp32 version of the file."
-            )
-        if dtype is None and value.dtype.itemsize == 1:
-            raise UnsupportedCheckpoint(
-                f"{name} stores {key} as {_type_name(value)}, which no layer computes in: say "
-                f"the type to convert to, such as dtype=torch.float16."
-            )
-    chosen = dtype or common_type(state)
-    return {key: value.to(chosen) for key, value in state.items()}
-
-
-def _type_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _other_kind(tensors: StateDict) -> str | None:
-    """What other way of control the file holds, told from its keys, and what to do with it."""
-    kinds = (
-        ("Control-LoRA", "lora_controlnet" in tensors, LOADER),
-        (
-            "union ControlNet",
-            "task_embedding" in tensors or "control_add_embedding.linear_1.bias" in tensors,
-            LOADER,
-        ),
-        ("T2I-Adapter", _is_adapter(tensors), LOADER),
-        ("ControlNet-LLLite", any("lllite" in key for key in tensors), LLLITE_PACK),
-        ("difference to a ControlNet", "difference" in tensors, DIFF_LOADER),
-    )
-    for kind, found, advice in kinds:
-        if found:
-            return f"It holds a {kind}, which this version doesn't load: {advice}."
-    return None
-
-
-def _is_adapter(tensors: StateDict) -> bool:
+def _unknown(name: str, state: StateDict) -> str:
+    """The sentence for a file of no known kind."""
+    kinds = nearest(state)
+    likest = f"It is likest to {' or '.join(kind.title for kind in kinds)}. " if kinds else ""
     return (
-        "body.0.in_conv.weight" in tensors
-        or {"conv_in.weight", "body.0.block2.weight"} <= set(tensors)
-        or any(key.startswith("adapter.body.0.") for key in tensors)
+        f"{name} holds no control net that is known by its keys, which start with "
+        f"{', '.join(sorted(state)[:3])}. {likest}Check that it is the right file and whole."
     )
 
 
-def _hint(tensors: StateDict) -> str:
-    """What the file seems to be instead."""
-    if any(key in tensors for key in DIFFUSERS_MARKERS):
-        return "It looks like a diffusers file: convert it to the original's layout first."
-    if any(key.endswith(CONTROL_MARKER) for key in tensors):
-        return "It holds a ControlNet: load it as one."
-    if any(key.endswith(UNET_MARKER) for key in tensors):
-        return "It holds a base model: load it as a UNet or checkpoint."
-    return f"It starts with the keys {', '.join(sorted(tensors)[:3])}."
+def stored_config(checkpoint: Checkpoint, family: Family) -> Any:
+    """The configuration that the file's metadata carries, None where it carries none."""
+    return _stored(checkpoint, family.config, family.kind)
 
 
-def _stored(checkpoint: Checkpoint, kind: type[C], name: str) -> C | None:
+def _stored(checkpoint: Checkpoint, config: type[Any], kind: str) -> Any:
     record = metadata_record(checkpoint, CONFIG_KEY)
-    if record is None or record.pop("kind", None) != name:
+    if record is None or record.pop("kind", None) != kind:
         return None
-    return kind.from_dict(record)
+    return config.from_dict(record)
 
 
 def _filled(build: Callable[..., N], ops: Any, state: StateDict, name: str) -> N:
     """The net built without memory and then given the tensors themselves."""
+    # Layers of a host may have no parameters yet, so the plain net tells what is expected.
+    expected = shapes_of(build)
+    state = conformed(expected, state)
+    require_fit(expected, state, name)
     with torch.device("meta"):
-        plain = build(nn)
-        # Layers of a host may have no parameters yet, so the plain ones tell what is expected.
-        net = plain if ops is nn else build(ops)
-    require_fit(plain.state_dict(), state, name)
+        net = build(ops)
     net.load_state_dict(state, assign=True)
     return net
-
-
-def require_fit(own: StateDict, state: StateDict, name: str) -> None:
-    """Raises CheckpointMismatch unless the tensors have just the keys and shapes of `own`."""
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if missing or unexpected or misshapen:
-        raise CheckpointMismatch(
-            f"{name} doesn't fit the net that its configuration describes: "
-            + "; ".join(
-                filter(
-                    None,
-                    (
-                        _some("missing", missing),
-                        _some("unexpected", unexpected),
-                        _some("", misshapen),
-                    ),
-                )
-            )
-            + "."
-        )
-
-
-def _some(title: str, items: list[str]) -> str:
-    if not items:
-        return ""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return f"{title} {', '.join(items[:3])}{more}".strip()

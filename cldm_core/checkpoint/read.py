@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,25 @@ from torch import Tensor
 from ..errors import DamagedCheckpoint, UnsupportedCheckpoint
 
 StateDict = Mapping[str, Tensor]
+
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Types by their names in a header of safetensors."""
+
+WRAPPERS = ("state_dict", "adapter")
+"""Under what name files of PyTorch hold the tensors; T2I-Adapters come as `adapter`."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +61,24 @@ def read(source: Source) -> Checkpoint:
         return source
     if isinstance(source, Mapping):
         return Checkpoint(_unwrapped(source, "the state dict"))
-    path = Path(source)
-    if not path.is_file():
-        raise UnsupportedCheckpoint(f"There is no file {path}: check the name and the folder.")
+    path = _existing(source)
     if _is_torch_file(path):
         return Checkpoint(_unwrapped(_read_torch(path), path.name), {}, path.name)
-    tensors, metadata = _read_safetensors(path)
+    tensors, metadata = _read_safetensors(path, lambda file, key: file.get_tensor(key))
+    return Checkpoint(tensors, metadata, path.name)
+
+
+def read_header(source: Source) -> Checkpoint:
+    """Like `read`, but tensors of a .safetensors file come without their numbers (on "meta").
+
+    Only the file's header is read, so that a file of any size takes milliseconds.
+    """
+    if isinstance(source, (Checkpoint, Mapping)):
+        return read(source)
+    path = _existing(source)
+    if _is_torch_file(path):
+        return read(path)
+    tensors, metadata = _read_safetensors(path, _outline)
     return Checkpoint(tensors, metadata, path.name)
 
 
@@ -69,6 +100,18 @@ def metadata_record(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
     return record
 
 
+def is_legacy(path: Path) -> bool:
+    """Whether it is a PyTorch file of before 1.6, which can't be mapped but must be read whole."""
+    return _is_torch_file(path) and not zipfile.is_zipfile(path)
+
+
+def _existing(source: str | Path) -> Path:
+    path = Path(source)
+    if not path.is_file():
+        raise UnsupportedCheckpoint(f"There is no file {path}: check the name and the folder.")
+    return path
+
+
 def _is_torch_file(path: Path) -> bool:
     with open(path, "rb") as handle:
         start = handle.read(9)
@@ -77,15 +120,23 @@ def _is_torch_file(path: Path) -> bool:
     return start.startswith(b"PK") or (start.startswith(b"\x80") and start[8:9] != b"{")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(
+    path: Path, tensor_of: Callable[[Any, str], Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            return {key: tensor_of(file, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpoint(
             f"{path.name} can't be read as safetensors ({_first_line(error)}): it is "
             f"truncated, damaged or something else. Download or export it again."
         ) from error
+
+
+def _outline(file: Any, key: str) -> Tensor:
+    """A tensor's shape and type, without its numbers."""
+    outline = file.get_slice(key)
+    return torch.empty(outline.get_shape(), dtype=TYPES[outline.get_dtype()], device="meta")
 
 
 def _read_torch(path: Path) -> Any:
@@ -137,9 +188,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrapped(content: Any, name: str) -> StateDict:
-    """The tensors of a file by name, out of the `state_dict` that training wraps them in."""
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    """The tensors of a file by name, out of what training wraps them in."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
     tensors = (
         {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if isinstance(content, Mapping)

@@ -35,7 +35,8 @@ def weights(name: str) -> Path:
 
 def load_control(name: str) -> ControlNet:
     """An embedded ControlNet in fp32."""
-    return load_controlnet(weights(name), dtype=torch.float32)
+    net: ControlNet = load_controlnet(weights(name), dtype=torch.float32)
+    return net
 
 
 def scale_factor() -> float:

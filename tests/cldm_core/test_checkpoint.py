@@ -230,32 +230,14 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes, sentence: str) 
 def test_the_wrong_kind_of_net_is_named(net: ControlNet) -> None:
     with pytest.raises(UnsupportedCheckpoint, match="It holds a ControlNet: load it as one"):
         load_unet(net.state_dict())
-    with pytest.raises(UnsupportedCheckpoint, match="It holds a base model"):
+    with pytest.raises(
+        UnsupportedCheckpoint, match=r"holds a base model.* load it with Load Checkpoint"
+    ):
         load_controlnet(ControlledUNet(TINY).state_dict())
-    with pytest.raises(UnsupportedCheckpoint, match="looks like a diffusers file"):
-        load_controlnet({"controlnet_cond_embedding.conv_in.weight": torch.zeros(1)})
+    with pytest.raises(UnsupportedCheckpoint, match=r"keys, which start with a.b, c"):
+        load_controlnet({"c": torch.zeros(1), "a.b": torch.zeros(1)})
     with pytest.raises(UnsupportedCheckpoint, match="There is no file"):
         load_controlnet("nowhere.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("keys", "kind", "advice"),
-    [
-        (["lora_controlnet", "zero_convs.0.0.weight"], "Control-LoRA", "ComfyUI's own Load"),
-        (["task_embedding"], "union ControlNet", "ComfyUI's own Load"),
-        (["control_add_embedding.linear_1.bias"], "union ControlNet", "ComfyUI's own Load"),
-        (["body.0.in_conv.weight"], "T2I-Adapter", "ComfyUI's own Load"),
-        (["conv_in.weight", "body.0.block2.weight"], "T2I-Adapter", "ComfyUI's own Load"),
-        (["adapter.body.0.resnets.0.block1.weight"], "T2I-Adapter", "ComfyUI's own Load"),
-        (["lllite_unet_input_blocks_4.depth"], "ControlNet-LLLite", "the node pack"),
-        (["difference", "control_model.zero_convs.0.0.weight"], "difference to", r"\(diff\)"),
-    ],
-)
-def test_other_ways_of_control_are_named(keys: list[str], kind: str, advice: str) -> None:
-    state = {key: torch.zeros(1) for key in keys}
-    for reader in (load_controlnet, inspect_checkpoint, load_unet):
-        with pytest.raises(UnsupportedCheckpoint, match=f"It holds a {kind}.* use .*{advice}"):
-            reader(state)
 
 
 def test_a_torch_script_is_named(tmp_path: Path) -> None:
@@ -288,16 +270,6 @@ def test_weights_that_are_no_floats_are_refused(net: ControlNet) -> None:
         for dtype in (None, torch.float16):
             with pytest.raises(UnsupportedCheckpoint, match="expected floating-point weights"):
                 load_controlnet(state, dtype=dtype)
-
-
-@pytest.mark.parametrize("stored", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_fp8_weights_are_converted_on_request(net: ControlNet, stored: torch.dtype) -> None:
-    state = {k: v.to(stored) if v.ndim > 1 else v.half() for k, v in net.state_dict().items()}
-    with pytest.raises(CldmError, match=r"as float8.* such as dtype=torch\.float16"):
-        load_controlnet(state)
-    loaded = load_controlnet(state, dtype=torch.float32)
-    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
-    loaded.encode_hint(torch.zeros(1, 3, 64, 64))
 
 
 def test_mixed_types_become_the_most_common_one(net: ControlNet) -> None:

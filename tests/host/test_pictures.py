@@ -132,16 +132,28 @@ def test_every_road_gives_the_same_picture(run, road, settings: dict[str, float]
     assert not np.array_equal(run(without_control(prompt)), expected)
 
 
-def test_a_net_named_shuffle_is_pooled_as_by_the_host(run, host: HostServer) -> None:
-    # Without metadata, as public files are: the name is all that there is to go by.
+def on_the_positive_side(prompt: Prompt) -> Prompt:
+    changed = copy.deepcopy(prompt)
+    apply = find(changed, "ControlNetApplyAdvanced")["inputs"]
+    find(changed, "KSampler")["inputs"]["negative"] = apply["negative"]
+    return changed
+
+
+@pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
+def test_a_net_named_shuffle_is_pooled_on_the_positive_side(run, host: HostServer, road) -> None:
+    # Without metadata, as public files are: the name is all that there is to go by. The host pools
+    # such a net too, but applies it to both sides, against its author's advice.
     name = "tiny_shuffle.safetensors"
     save(read(tiny.weights("canny")).tensors, host.models("controlnet") / name)
     ours = with_our_loader_from_a_file(first_picture())
     find(ours, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = name
     theirs = with_the_host_s_loader(first_picture())
     find(theirs, "ControlNetLoader")["inputs"]["control_net_name"] = name
-    assert np.array_equal(run(ours), run(theirs))
-    assert not np.array_equal(run(ours), run(first_picture()))
+    difference = run(road(ours)).astype(int) - run(on_the_positive_side(theirs))
+    # The host samples the sides in batches of their own, so the last bits may differ.
+    assert abs(difference).max() <= 1
+    find(ours, "CLDM_LoadControlNet")["inputs"]["pooling"] = "off"
+    assert np.array_equal(run(ours), run(first_picture()))
 
 
 @pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
@@ -250,7 +262,7 @@ def base_model(path: Path) -> None:
     [
         (other_family, "reads text embeddings 192 wide, and this prompt's are 128 wide"),
         (truncated, "it is truncated, damaged or something else"),
-        (base_model, "It holds a base model"),
+        (base_model, "holds a base model, which this pack doesn't load: load it with Load Ch"),
     ],
 )
 def test_bad_files_are_refused_with_a_sentence(
@@ -288,7 +300,7 @@ host, load, apply = pack("nodes.host"), pack("nodes.embedded"), pack("nodes.appl
 tiny = pack("cldm_core").tiny if hasattr(pack("cldm_core"), "tiny") else pack("cldm_core.tiny")
 torch.set_grad_enabled(False)
 model, clip = load.load_model(), load.load_clip()
-control = host.load_control(tiny.weights("canny"))
+control = host.load_control(tiny.weights("canny")).control
 text = clip.encode_from_tokens_scheduled(clip.tokenize("crab"))
 hint = torch.zeros(1, 128, 128, 3)
 hint[:, 40:80, 40] = 1

@@ -1,0 +1,98 @@
+"""The number types that weights are stored in: made one, and widened where no layer computes in it.
+
+Scaled 8-bit files follow ComfyUI: `LAYER.scale_weight` or `LAYER.weight_scale` holds what the
+layer's weight is to be multiplied with (comfy/utils.py, convert_old_quants).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointMismatch, UnsupportedCheckpoint
+from .read import StateDict
+
+TYPE_NAMES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.float8_e4m3fn: "fp8 (e4m3fn)",
+    torch.float8_e5m2: "fp8 (e5m2)",
+}
+_SCALES = (".scale_weight", ".weight_scale")
+# What such files hold for kernels that multiply in 8 bits.
+_UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
+_MARKER = "scaled_fp8"
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """The type's short name, such as "fp16"."""
+    return TYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def common_type(state: StateDict) -> torch.dtype:
+    """The type that most numbers of the tensors are stored in."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in state.values():
+        counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]
+
+
+def is_scaled(state: StateDict) -> bool:
+    """Whether weights are stored with scales beside them."""
+    return any(key.endswith(_SCALES) for key in state)
+
+
+def without_scales(state: StateDict) -> dict[str, Tensor]:
+    """The weights alone, without the scales and markers of 8-bit files."""
+    return {
+        key: value
+        for key, value in state.items()
+        if not key.endswith((*_SCALES, *_UNUSED)) and key != _MARKER
+    }
+
+
+def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str, Tensor]:
+    """The weights in one floating type, scales multiplied in.
+
+    `dtype` None takes the most common one, and fp32 where that is of 8 bits: no layer computes in
+    those. Tensors that have the type already are passed on as they are. Raises
+    UnsupportedCheckpoint for whole numbers and CheckpointMismatch for scales that don't fit.
+    """
+    scales = {key.rpartition(".")[0]: state[key] for key in state if key.endswith(_SCALES)}
+    weights = without_scales(state)
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise UnsupportedCheckpoint(
+                f"{name} stores {key} as {type_name(value.dtype)}, expected floating-point "
+                f"weights: take an fp16, bf16 or fp32 version of the file."
+            )
+    if dtype is None and weights:
+        dtype = common_type(weights)
+        dtype = torch.float32 if dtype.itemsize == 1 else dtype
+    converted = {key: value.to(dtype) for key, value in weights.items()}
+    for layer, scale in scales.items():
+        key = f"{layer}.weight"
+        if key not in converted or not scale.is_floating_point():
+            raise CheckpointMismatch(
+                f"{name} has a scale for {key}, but no such weight: the file is damaged or was "
+                f"cut apart."
+            )
+        converted[key] = _scaled(weights[key], scale, dtype, key, name)
+    return converted
+
+
+def _scaled(
+    weight: Tensor, scale: Tensor, dtype: torch.dtype | None, key: str, name: str
+) -> Tensor:
+    """weight times a number for all of it or one for each of its rows, multiplied in fp32."""
+    if scale.numel() not in (1, weight.shape[0] if weight.ndim else 1):
+        raise CheckpointMismatch(
+            f"{name} has {scale.numel()} scales for {key} of shape {tuple(weight.shape)}, expected "
+            f"1 or one for each row."
+        )
+    rows = scale.float().reshape(-1, *[1] * (weight.ndim - 1)) if weight.ndim else scale.float()
+    return (weight.float() * rows).to(dtype)

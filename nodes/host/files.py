@@ -1,0 +1,144 @@
+"""Files of the host's folders: found, loaded as CONTROL_NETs, or left to the host's own loader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.controlnet
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.ops
+import comfy.utils
+import folder_paths
+import torch
+from seconohe.logger import initialize_logger
+from torch import Tensor
+
+from ...cldm_core import SD21, ControlNetConfig, UnsupportedCheckpoint
+from ...cldm_core import load_control as load_net
+from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
+from ...cldm_core.checkpoint.formats import Where, inner, recognise
+from .control import HostControl, patcher_for
+from .kinds import kind_of_control
+
+log = initialize_logger("ComfyUI-CLDM")
+
+POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
+SUPPORTED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+class Loaded(NamedTuple):
+    """A CONTROL_NET, this pack's or the host's, and what a user should know of it."""
+
+    control: Any
+    notes: tuple[str, ...]
+
+
+def controlnet_files() -> list[str]:
+    """Names of the files in the host's `controlnet` folders."""
+    names: list[str] = folder_paths.get_filename_list("controlnet")
+    return names
+
+
+def controlnet_path(name: str) -> Path:
+    """The file of that name in the host's `controlnet` folders; the host's error if none is."""
+    return Path(folder_paths.get_full_path_or_raise("controlnet", name))
+
+
+class HostAttention:
+    """The attention that the host was started with, looked up at each call: packs exchange it."""
+
+    precision: torch.dtype | None = None
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int, /) -> Tensor:
+        mixed: Tensor = comfy.ldm.modules.attention.optimized_attention(
+            q, k, v, heads, attn_precision=self.precision
+        )
+        return mixed
+
+
+def load_control(
+    path: Path, *, pooling: bool | None = None, head_channels: int | None = None
+) -> Loaded:
+    """The control net of a file as a CONTROL_NET.
+
+    Families of this pack come in types and layers by the host's own rules, all others from the
+    host's own loader. pooling: whether residuals are averaged over the picture; None takes what the
+    file's metadata says, else goes by the name as the host does. head_channels: of the attentions'
+    heads; None goes by the family's rule. Raises CldmError.
+    """
+    checkpoint = read(path)
+    kind = recognise(inner(checkpoint.tensors))
+    if kind is None or kind.where is Where.HOST:
+        return _from_host(path, checkpoint)
+    config = None
+    if head_channels is not None:
+        config = controlnet_config_of(checkpoint, head_channels=head_channels)
+    control = as_control(checkpoint, config)
+    notes = (*_pool(control, path, pooling), f"Computed in {_type_name(control.compute_type)}.")
+    log.info("Loaded %s.", path.name)
+    return Loaded(control, notes)
+
+
+def as_control(source: Checkpoint, config: Any = None) -> HostControl:
+    """The control net of a checkpoint as a CONTROL_NET; config None reads it from the checkpoint.
+
+    Raises CldmError.
+    """
+    device = comfy.model_management.get_torch_device()
+    stored = comfy.model_management.unet_dtype(
+        model_params=-1,
+        supported_dtypes=list(SUPPORTED_TYPES),
+        weight_dtype=comfy.utils.weight_dtype(source.tensors),
+    )
+    cast = comfy.model_management.unet_manual_cast(stored, device)
+    layers = comfy.ops.pick_operations(stored, cast)
+    attention = HostAttention()
+    net = load_net(source, config=config, dtype=stored, ops=layers, attention=attention)
+    if getattr(net, "unet_config", None) == SD21:
+        # As in the host: half precision overflows in SD 2.x's attention.
+        attention.precision = torch.float32
+    patcher = patcher_for(net.requires_grad_(False), device)
+    return kind_of_control(net)(patcher, cast or stored)
+
+
+def _pool(control: HostControl, path: Path, pooling: bool | None) -> tuple[str, ...]:
+    """Sets whether residuals are averaged over the picture, and says so."""
+    config = control.net.config
+    if not isinstance(config, ControlNetConfig):
+        return ()
+    reason = "as set in the node"
+    if pooling is None:
+        named = path.stem.endswith(POOLED_NAMES)
+        pooling = config.global_average_pooling or named
+        reason = "as its name says" if named else "as its metadata says"
+    if pooling != config.global_average_pooling:
+        control.net.control_config = replace(config, global_average_pooling=pooling)
+    if not pooling:
+        return ("Pooling: off.",)
+    return (f"Pooling: on, {reason}; it acts on the positive side only.",)
+
+
+def _from_host(path: Path, checkpoint: Checkpoint) -> Loaded:
+    """The CONTROL_NET that the host's own loader makes of the file."""
+    kind = recognise(inner(checkpoint.tensors))
+    try:
+        control = comfy.controlnet.load_controlnet(str(path))
+    except Exception as error:  # whatever a file that nobody knows makes the host do
+        log.warning("The host's own loader failed on %s: %s", path.name, error)
+        control = None
+    if control is not None:
+        what = "a file" if kind is None else kind.title
+        return Loaded(control, (f"This is {what}: it was loaded by ComfyUI's own loader.",))
+    if kind is None:
+        load_net(checkpoint)  # raises, with what the file is likest to
+    raise UnsupportedCheckpoint(
+        f"{path.name} seems to hold {kind.title if kind else 'a control net'}, but this version of "
+        f"ComfyUI can't load it: the console says why. A newer version may."
+    )
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

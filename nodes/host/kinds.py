@@ -1,0 +1,146 @@
+"""CONTROL_NETs of the families that need more than a hint: types, a base model, attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cldm_core import CldmError, UnknownControlType
+from ...cldm_core.control_lora import BoundControlNet
+from ...cldm_core.lllite import ControlLLLite
+from ...cldm_core.projections import Patch, by_attention
+from ...cldm_core.union import UnionControlNet, control_type_names, control_type_number
+from .control import HostControl
+from .residuals import HostResiduals
+from .weights import BaseModelWeights
+
+TYPE = "control_type"
+"""Under this name the host's own node leaves the numbers of a union's types."""
+MORE = "cldm_more_hints"
+
+
+class HostUnion(HostControl):
+    """A union ControlNet, whose hints have types; Apply brings one, others may have been added."""
+
+    def with_type(self, kind: str) -> HostUnion:
+        """A copy that takes the hint of its Apply node as one of this type."""
+        return self._with(TYPE, [self._number(kind)])
+
+    def with_hint(self, kind: str, hint: Tensor, scale: float) -> HostUnion:
+        """A copy that reads one more hint (B, C, H, W) in [0, 1], of this type."""
+        number = self._number(kind)
+        more = dict(self.extra_args.get(MORE, {}))
+        if number in more:
+            raise CldmError(f"There is a hint of the type {kind} already: give one for each type.")
+        return self._with(MORE, {**more, number: (hint, scale)})
+
+    def _with(self, name: str, value: Any) -> HostUnion:
+        other: HostUnion = self.copy()
+        other.set_extra_arg(name, value)
+        return other
+
+    def _number(self, kind: str) -> int:
+        return control_type_number(kind, self.net.config.control_types)
+
+    def check_settings(self) -> None:
+        types = self.extra_args.get(TYPE, [])
+        count = self.net.config.control_types
+        known = ", ".join(control_type_names(count)) or f"0 to {count - 1}"
+        if len(types) != 1:
+            raise UnknownControlType(
+                f"This union ControlNet must be told what its hint is: put Set Control Type (CLDM) "
+                f"in front of Apply, with one of {known}."
+            )
+        number = control_type_number(types[0], count)
+        if number in self.extra_args.get(MORE, {}):
+            raise UnknownControlType(
+                "The hint of Apply and one that was added have the same control type: each type "
+                f"takes one hint. The types are {known}."
+            )
+
+    @property
+    def hint_channels(self) -> int:
+        channels: int = self.net.config.controlnet.hint_channels
+        return channels
+
+    def _hints(self) -> dict[Any, Tensor]:
+        (number,) = self.extra_args[TYPE]
+        more = {kind: hint for kind, (hint, _) in self.extra_args.get(MORE, {}).items()}
+        return {number: self.cond_hint_original, **more}
+
+    def _encode(self, hints: dict[Any, Tensor]) -> Any:
+        scales = {k: scale for k, (_, scale) in self.extra_args.get(MORE, {}).items() if scale != 1}
+        return self.net.encode_hint(hints, scales=scales or None)
+
+
+class HostBound(HostControl):
+    """A Control-LoRA or a difference: bound to the sampled model's patched weights, and only then.
+
+    The host moves and counts what the file holds; the base's weights stay where they are.
+    """
+
+    def __init__(self, patcher: Any, compute_type: torch.dtype) -> None:
+        super().__init__(patcher, compute_type)
+        self.bound: BoundControlNet | None = None
+
+    @property
+    def net(self) -> Any:
+        return self.patcher.model if self.bound is None else self.bound
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        super().pre_run(model, percent_to_timestep_function)
+        self.compute_type = model.manual_cast_dtype or model.get_dtype()
+        self.bound = self.patcher.model.bind(BaseModelWeights(model.diffusion_model))
+
+    def _drop(self) -> None:
+        super()._drop()
+        self.bound = None
+
+
+class HostLLLite(HostControl):
+    """A ControlNet-LLLite: no residuals, but patches on the attentions of the rows it is for."""
+
+    def _evaluate(
+        self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int
+    ) -> tuple[Patch, ...]:
+        features = self._features(x, batched_number)
+        patches: tuple[Patch, ...] = self.net(x, features, t, None, strength=float(self.strength))
+        return patches
+
+    def _own(
+        self, found: Any, batched_number: int, options: dict[str, Any]
+    ) -> HostResiduals | None:
+        # The dictionaries may be the model's own, so what is added goes into copies.
+        patches = {name: list(items) for name, items in options.get("patches", {}).items()}
+        for patch in found:
+            view = by_attention(patch)
+            for attention in ("attn1", "attn2"):
+                patches.setdefault(f"{attention}_patch", []).append(_patch(view, attention))
+        options["patches"] = patches
+        return None
+
+
+def _patch(view: Any, attention: str) -> Any:
+    """A patch in the host's form: the inputs of to_q, to_k and to_v, and where they are."""
+
+    def change(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, ...]:
+        own = view.get((*extra["block"], extra["block_index"], attention), {})
+        return tuple(
+            own[role](x) if role in own else x for role, x in zip("qkv", (q, k, v), strict=True)
+        )
+
+    return change
+
+
+def kind_of_control(net: torch.nn.Module) -> type[HostControl]:
+    """The class of CONTROL_NET for a net of the core."""
+    for family, control in (
+        (UnionControlNet, HostUnion),
+        (BoundControlNet, HostBound),
+        (ControlLLLite, HostLLLite),
+    ):
+        if isinstance(net, family):
+            return control
+    return HostControl

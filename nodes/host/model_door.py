@@ -1,0 +1,45 @@
+"""The MODEL door: a control in a clone of the model, for every prompt."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from comfy.patcher_extension import CallbacksMP, WrappersMP
+from torch import Tensor
+
+from .checks import check_model
+from .control import HostControl
+from .residuals import HostResiduals, merged
+
+
+def patch_model(model: Any, control: HostControl) -> Any:
+    """A clone of the MODEL with the control in it."""
+    control.check_settings()
+    check_model(control.net, model.model)
+    patched = model.clone()
+    key = f"controlnet_cldm_{uuid.uuid4().hex}"
+
+    def apply(
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None,
+        c_crossattn: Tensor,
+        other: HostResiduals | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        options = dict(transformer_options)  # the control may add patches to it
+        rows = len(options.get("cond_or_uncond", [0]))
+        own = control.get_control(x, t, {"c_crossattn": c_crossattn, **kwargs}, rows, options)
+        out: Tensor = executor(x, t, c_concat, c_crossattn, merged(own, other), options, **kwargs)
+        return out
+
+    def pre_run(patcher: Any) -> None:
+        control.pre_run(patcher.model, patcher.model.model_sampling.percent_to_sigma)
+
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, apply)
+    patched.set_additional_models(key, control.get_models())
+    patched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, pre_run)
+    return patched

@@ -1,0 +1,63 @@
+"""The base model's weights as the host computes with them, LoRAs and all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+
+class BaseModelWeights:
+    """A lookup of a base model's weights by key, for nets that build upon them.
+
+    Each call asks the model anew, so what patches change is seen, and nothing is kept. Where the
+    host leaves weights on the CPU it patches them only when a layer runs; so does this.
+    """
+
+    def __init__(self, diffusion_model: torch.nn.Module) -> None:
+        self.model = diffusion_model
+
+    def __call__(self, key: str) -> Tensor:
+        """The patched weight; raises KeyError for one that the model doesn't have."""
+        path, _, name = key.rpartition(".")
+        try:
+            layer = self.model.get_submodule(path)
+            value: Any = getattr(layer, name)
+        except AttributeError:
+            value = None
+        if value is None:
+            raise KeyError(key)
+        return patched(layer, name, plain(layer, name, value))
+
+
+def plain(layer: Any, name: str, value: Any) -> Tensor:
+    """The numbers of a weight that is stored in 8 bits with a scale; any other as it is."""
+    if type(value) not in (Tensor, torch.nn.Parameter) and hasattr(value, "dequantize"):
+        widened: Tensor = value.dequantize()
+        return widened
+    scale = getattr(layer, "scale_weight", None)
+    if name == "weight" and scale is not None and value.dtype.itemsize == 1:
+        return value.float() * scale.to(value.device)  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
+
+
+def patched(layer: Any, name: str, value: Tensor) -> Tensor:
+    """The weight with the patches that the host has put off until the layer runs."""
+    functions: list[Any] = [*_some(getattr(layer, f"{name}_function", None))]
+    functions += _some(getattr(layer, f"{name}_lowvram_function", None))
+    if not functions:
+        return value
+    # The patches work in place.
+    value = value.to(comfy.model_management.get_torch_device(), copy=True)
+    for function in functions:
+        value = function(value)
+    return value
+
+
+def _some(found: Any) -> Iterable[Any]:
+    if found is None:
+        return ()
+    return found if isinstance(found, (list, tuple)) else (found,)
