@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from . import file_commands
 from .errors import CldmError
 from .pipeline import SCHEDULERS
 
@@ -15,24 +16,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an error of the core is one sentence on standard error and exit code 2."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
-    run: Callable[[argparse.Namespace], None] = arguments.run
+    run: Callable[[argparse.Namespace], int | None] = arguments.run
     try:
-        run(arguments)
+        return run(arguments) or 0
     except (CldmError, OSError) as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
         return 2
-    return 0
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cldm_core",
-        description="ControlNet without a host: look into files, make pictures.",
+        description="ControlNet without a host: make pictures, look into files and change them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_sample(commands)
-    _add_inspect(commands)
+    file_commands.add_parsers(commands)
     return parser
 
 
@@ -84,7 +84,14 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--tokenizer",
         help="folder with CLIP's vocab.json and merges.txt, or a hub name (with --checkpoint)",
     )
-    sample.add_argument("--controlnet", help="a ControlNet file, or embedded:canny, embedded:mask")
+    sample.add_argument(
+        "--controlnet", help="a control net's file, or embedded:canny, embedded:mask"
+    )
+    sample.add_argument(
+        "--control-type",
+        metavar="TYPE",
+        help="what the hint shows, for a union ControlNet: openpose, depth, scribble, canny, ...",
+    )
     sample.add_argument(
         "--hint", type=Path, help="the hint, or the picture that --annotator makes it of"
     )
@@ -143,17 +150,6 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.set_defaults(run=_sample)
 
 
-def _add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    inspect = commands.add_parser(
-        "inspect",
-        help="what a checkpoint file holds",
-        description="Says in a line for each file what net it holds: family, hint, number type, "
-        "size.",
-    )
-    inspect.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    inspect.set_defaults(run=_inspect)
-
-
 def _demo(arguments: argparse.Namespace) -> None:
     from .commands import demo
 
@@ -164,13 +160,6 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .commands import sample
 
     sample(arguments)
-
-
-def _inspect(arguments: argparse.Namespace) -> None:
-    from .checkpoint import inspect_checkpoint
-
-    for file in arguments.files:
-        print(f"{file}: {inspect_checkpoint(file)}")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import ControlNetConfig, UNetConfig
+from ..config import UNetConfig
+from ..errors import CldmError
+from .families import FAMILIES
 
 CONFIG_KEY = "cldm_core.config"
 
 
-def config_metadata(config: UNetConfig | ControlNetConfig) -> dict[str, str]:
-    """A file's metadata that carries the configuration, so that nothing must be guessed."""
-    kind = "unet" if isinstance(config, UNetConfig) else "controlnet"
+def config_metadata(config: Any) -> dict[str, str]:
+    """A file's metadata that carries the configuration, so that nothing must be guessed.
+
+    config: a UNetConfig or that of any family of control nets.
+    """
+    kinds = {family.config: family.kind for family in FAMILIES.values()} | {UNetConfig: "unet"}
+    kind = kinds[type(config)]
     return {CONFIG_KEY: json.dumps({"kind": kind, **config.to_dict()})}
 
 
@@ -27,7 +34,8 @@ def save(
 ) -> None:
     """Writes safetensors under a temporary name, syncs and renames: the file is whole or absent.
 
-    Missing folders are made. Values of the metadata that are no strings are written as JSON.
+    Missing folders are made. Values of the metadata that are no strings are written as JSON. Raises
+    OSError, or CldmError, where the file can't be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +50,8 @@ def save(
         with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except SafetensorError as error:
+        raise CldmError(f"{path} can't be written ({error}): is there room on the disk?") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,0 +1,192 @@
+"""Control nets from file to file: other keys, other number types, nothing but the net."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..bound import Base
+from ..config import ControlNetConfig
+from ..control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, LORA_MARKER
+from ..controlnet import ControlNet
+from ..errors import CldmError, UnsupportedCheckpoint
+from .describe import base_name
+from .detect_t2i import diffusers_t2i
+from .dtypes import is_scaled, unified, without_scales
+from .families import FAMILIES, Family
+from .fit import conformed, require_fit
+from .formats import Format, inner, recognise
+from .formats import layout as layout_of
+from .inspect import CheckpointInfo, inspect_checkpoint
+from .keymap import to_cldm, to_diffusers
+from .load import contents, stored_config
+from .quantise import retyped
+from .read import Checkpoint, Source, StateDict, read
+from .skeleton import shapes_of
+from .write import config_metadata, save
+
+Layout = Literal["cldm", "diffusers"]
+
+FORMAT_KEY = "cldm_core.format"
+FAMILY_KEY = "cldm_core.family"
+HINT_KEY = "cldm_core.hint"
+SOURCES_KEY = "cldm_core.sources"
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Net:
+    """What a file holds: weights under canonical keys, scales of 8-bit weights beside them."""
+
+    name: str
+    kind: Format
+    family: Family
+    config: Any
+    state: dict[str, Tensor]
+    scales: dict[str, Tensor]
+
+
+def convert(
+    source: Source,
+    target: str | Path,
+    *,
+    layout: Layout | None = None,
+    dtype: torch.dtype | None = None,
+    scaled: bool = False,
+    prune: bool = True,
+    base: Base | None = None,
+    global_average_pooling: bool | None = None,
+    hint: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> CheckpointInfo:
+    """Writes the control net that `source` holds to `target` as safetensors; what came of it.
+
+    layout: "cldm" for the original's keys, "diffusers" for theirs (ControlNets, unions and
+    T2I-Adapters), None for those of the source; the way back gives the same tensors. dtype: None
+    keeps every tensor as it is; for 8 bits and `scaled` see quantise.retyped. Of a whole checkpoint
+    only the net is taken; with `prune` tensors outside it, such as an optimiser's, are left out,
+    else they are refused. base: the UNet's weights, which help to tell the configuration of
+    Control-LoRAs and difference files.
+
+    The source's metadata is kept. To it come the configuration (`cldm_core.config`), the format and
+    the base's name, the source's name and sha256 if it is a file, and what is given:
+    global_average_pooling (ControlNets only), `hint` (what the net's hint must be like, in words)
+    and `metadata`. The target is whole or absent and takes the place of a file of that name. Raises
+    UnsupportedCheckpoint, CheckpointMismatch, DamagedCheckpoint or CldmError.
+    """
+    checkpoint = read(source)
+    net = _net(checkpoint, base, prune)
+    config = _pooled(net, global_average_pooling)
+    if scaled and (dtype is None or dtype.itemsize > 1):
+        raise CldmError("Only weights of 8 bits are scaled: choose fp8_e4m3fn or fp8_e5m2.")
+    state = _laid_out(net, layout or layout_of(net.kind, inner(checkpoint.tensors)))
+    if dtype is not None:
+        if net.scales:
+            state = unified(state, torch.float32, net.name)
+        state = retyped(state, dtype, scaled=scaled)
+    state = _marked(net.kind, state)
+    kind = recognise(inner(state)) or net.kind
+    save(
+        state,
+        target,
+        {
+            **checkpoint.metadata,
+            **({} if isinstance(source, (Checkpoint, Mapping)) else provenance(source=source)),
+            **config_metadata(config),
+            FORMAT_KEY: kind.name,
+            FAMILY_KEY: base_name(config),
+            **({} if hint is None else {HINT_KEY: hint}),
+            **(metadata or {}),
+        },
+    )
+    return inspect_checkpoint(target)
+
+
+def provenance(**files: str | Path) -> dict[str, Any]:
+    """Metadata that names the files something was made of: name and sha256 of each, by role."""
+    return {
+        SOURCES_KEY: {
+            role: {"name": Path(path).name, "sha256": _sha256(Path(path))}
+            for role, path in files.items()
+        }
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
+    """The net with its configuration, checked to be whole and of the right shapes."""
+    kind, tensors = contents(checkpoint)
+    family = FAMILIES[kind.name]
+    everything = family.canonical(tensors)
+    state = without_scales(everything)
+    config = stored_config(checkpoint, family) or family.config_of(state, base)
+    build = partial(ControlNet if family.bound else family.net, config)
+    expected = shapes_of(build)
+    if prune:
+        parts = {key.partition(".")[0] for key in expected}
+        state = {key: value for key, value in state.items() if key.partition(".")[0] in parts}
+    if family.bound:
+        # What such a file may leave out is known to the net alone, which says so in a sentence.
+        family.net(state, config)
+    else:
+        state = conformed(expected, state)
+        require_fit(expected, state, checkpoint.name)
+    beside = everything.keys() - without_scales(everything).keys() if is_scaled(everything) else ()
+    scales = {key: everything[key] for key in everything if key in beside}
+    return _Net(checkpoint.name, kind, family, config, state, scales)
+
+
+def _pooled(net: _Net, pooling: bool | None) -> Any:
+    if pooling is None:
+        return net.config
+    if not isinstance(net.config, ControlNetConfig):
+        raise UnsupportedCheckpoint(
+            f"{net.name} holds a {net.kind.noun}, whose residuals are never averaged over the "
+            f"picture: leave global_average_pooling out."
+        )
+    return replace(net.config, global_average_pooling=pooling)
+
+
+def _laid_out(net: _Net, layout: str) -> dict[str, Tensor]:
+    """All of the net's tensors under the keys of the layout."""
+    state = {**net.state, **net.scales}
+    if layout != "diffusers":
+        return state
+    if net.kind.name == "t2i_adapter":
+        return diffusers_t2i(state)
+    if net.family.bound or net.kind.name == "lllite":
+        raise UnsupportedCheckpoint(
+            f"{net.name} holds a {net.kind.noun}, for which diffusers has no keys: keep its own."
+        )
+    renamed = to_diffusers(state)
+    if to_cldm(renamed).keys() != state.keys():
+        raise UnsupportedCheckpoint(
+            f"{net.name} has layers that diffusers' ControlNets don't have: keep the original's "
+            f"keys. Its configuration is {net.config}."
+        )
+    return renamed
+
+
+def _marked(kind: Format, state: StateDict) -> dict[str, Tensor]:
+    """The tensors with what makes them a file of that kind."""
+    match kind.name:
+        case "control_lora":
+            return {LORA_MARKER: torch.zeros(0), **state}
+        case "difference":
+            prefixed = {f"{DIFFERENCE_PREFIX}{key}": value for key, value in state.items()}
+            return {DIFFERENCE_MARKER: torch.tensor(1.0), **prefixed}
+    return dict(state)

@@ -1,0 +1,169 @@
+"""ControlNets to Control-LoRAs: what they have beyond their base, in matrices of low rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .checkpoint.quantise import narrowed
+from .checkpoint.read import Source
+from .control_lora import LORA_MARKER
+from .errors import CldmError
+from .surgery import plain_weights
+from .weights import base_weights, twins
+
+EXACT = 192
+"""Matrices with a side up to this, or up to three times the rank, are decomposed in full."""
+OVERSAMPLING = 16
+ITERATIONS = 3
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How well one layer's difference from the base is kept.
+
+    rank: what it is stored with; clipped: whether it is less than asked for, because the layer has
+    no more; error: Frobenius norm of what is lost, by that of the difference; weight_error: by that
+    of the weight.
+    """
+
+    layer: str
+    shape: tuple[int, ...]
+    rank: int
+    clipped: bool
+    error: float
+    weight_error: float
+
+
+@dataclass(frozen=True)
+class LowRankReport:
+    """What an extraction lost; errors as in LayerError, over all layers; sizes in bytes."""
+
+    rank: int
+    layers: tuple[LayerError, ...]
+    error: float
+    weight_error: float
+    size: int
+    original_size: int
+
+    @property
+    def clipped(self) -> tuple[str, ...]:
+        """The layers that have no such rank; they are kept whole."""
+        return tuple(layer.layer for layer in self.layers if layer.clipped)
+
+    def __str__(self) -> str:
+        clipped = f", {len(self.clipped)} of them less" if self.clipped else ""
+        return (
+            f"{len(self.layers)} layers of rank {self.rank}{clipped}; lost {self.error:.1%} of the "
+            f"difference, {self.weight_error:.2%} of the weights; {self.size / 1e6:.1f} MB instead "
+            f"of {self.original_size / 1e6:.1f} MB"
+        )
+
+
+def extract_control_lora(
+    control: Source,
+    base: Source,
+    rank: int,
+    *,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], LowRankReport]:
+    """A ControlNet as a Control-LoRA of `rank` in Stability AI's format, and what that loses.
+
+    Of each weight with a twin in the base, the difference is cut to its largest singular values:
+    `LAYER.up` (out, rank[, 1, 1]) and `LAYER.down` (rank, in[, h, w]). Norms, biases and what no
+    base has are stored whole. Large matrices are decomposed by a randomised method (Halko,
+    Martinsson, Tropp 2011), the same for the same `seed`. dtype: None for each weight's own.
+    progress: called with (weights done, weights in all). Raises CldmError for a rank below 1,
+    CheckpointMismatch where the base has other shapes, UnsupportedCheckpoint for other nets.
+    """
+    if rank < 1:
+        raise CldmError(f"The rank is {rank}, expected a whole number from 1.")
+    net = plain_weights(control)
+    base_twins = twins(net, base_weights(base), "the base")
+    ranked = [key for key, value in base_twins.items() if value.ndim >= 2]
+    state = {LORA_MARKER: torch.zeros(0)} | {
+        key: narrowed(value, dtype or value.dtype, key)
+        for key, value in net.state.items()
+        if key not in set(ranked)
+    }
+    layers = []
+    lost = changed = whole = 0.0
+    generator = torch.Generator().manual_seed(seed)
+    for done, key in enumerate(ranked, 1):
+        weight, path = net.state[key], key.removesuffix(".weight")
+        delta = weight.float() - base_twins[key].float()
+        up, down = (
+            narrowed(part, dtype or weight.dtype, key)
+            for part in _factors(delta.flatten(1), rank, generator)
+        )
+        norms = [_norm(part) for part in (delta.flatten(1) - up.float() @ down.float(), delta)]
+        layers.append(
+            LayerError(
+                path,
+                tuple(weight.shape),
+                len(down),
+                len(down) < rank,
+                _ratio(norms[0], norms[1]),
+                _ratio(norms[0], _norm(weight)),
+            )
+        )
+        lost, changed, whole = (
+            math.hypot(total, part)
+            for total, part in zip((lost, changed, whole), (*norms, _norm(weight)), strict=True)
+        )
+        state[f"{path}.up"] = up.reshape(*up.shape, *[1] * (weight.ndim - 2))
+        state[f"{path}.down"] = down.reshape(-1, *weight.shape[1:])
+        if progress is not None:
+            progress(done, len(ranked))
+    report = LowRankReport(
+        rank,
+        tuple(layers),
+        _ratio(lost, changed),
+        _ratio(lost, whole),
+        _bytes(state),
+        _bytes(net.state),
+    )
+    return state, report
+
+
+def _factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(out, r) and (r, in) whose product is nearest to the matrix; r is `rank` or all it has."""
+    rank = min(rank, *matrix.shape)
+    if min(matrix.shape) <= max(EXACT, 3 * rank):
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        basis = _range(matrix, rank + OVERSAMPLING, generator)
+        inner, s, vh = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+        u = basis @ inner
+    # Both get half of the scale, so that none leaves the range of fp16.
+    half = s[:rank].sqrt()
+    return (u[:, :rank] * half).contiguous(), (half[:, None] * vh[:rank]).contiguous()
+
+
+def _range(matrix: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """An orthonormal basis (out, count) of what the matrix does most."""
+    probe = torch.randn(matrix.shape[1], count, generator=generator)
+    basis: Tensor = torch.linalg.qr(matrix @ probe).Q
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis).Q).Q
+    return basis
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.float()))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _bytes(state: dict[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in state.values())

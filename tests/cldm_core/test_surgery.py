@@ -1,0 +1,476 @@
+"""Surgery on weights: its algebra, the original tools' formulas, and what an extraction loses."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from controlnet_pack.cldm_core import (
+    CheckpointMismatch,
+    CldmError,
+    ControlledUNet,
+    FamilyMismatch,
+    UnsupportedCheckpoint,
+    load_control,
+    load_unet,
+)
+from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
+from controlnet_pack.cldm_core.checkpoint.load import contents
+from controlnet_pack.cldm_core.checkpoint.read import read
+from controlnet_pack.cldm_core.config import UNetConfig
+from controlnet_pack.cldm_core.low_rank import extract_control_lora
+from controlnet_pack.cldm_core.surgery import (
+    add_control,
+    apply_difference,
+    difference,
+    merge_nets,
+    transfer,
+)
+
+from .bound_cases import CASES, OWN, SD_LIKE, SDXL_LIKE
+from .samples import LOADED, adapter, control_lora, controlnet, lllite, union
+from .samples import difference as difference_sample
+from .seeded import seeded_state_dict, shapes_of
+from .test_control_lora import base_of, control_shapes, numbers, ordinary
+
+EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+LAYER = "input_blocks.1.0.in_layers.2.weight"
+UNET = "model.diffusion_model."
+WHOLE_ALONE = {
+    "ControlNet": controlnet,
+    "union": lambda: union(6),
+    "adapter": adapter,
+    "LLLite": lambda: lllite("input_blocks.1", "middle_block"),
+}
+BOUND = {"Control-LoRA": control_lora, "difference": difference_sample}
+
+
+def trained(case, strength=0.1):
+    """A ControlNet's weights, which training moved away from the base's."""
+    base = base_of(case)
+    moved = seeded_state_dict(control_shapes(case), 8)
+    return {
+        key: value if key.startswith(OWN) else base[key] + strength * (value - base[key])
+        for key, value in moved.items()
+    }
+
+
+def other_base(case):
+    with torch.device("meta"):
+        shapes = shapes_of(ControlledUNet(UNetConfig.from_params(case.unet_params)))
+    return seeded_state_dict(shapes, 9)
+
+
+def half(state):
+    return {key: value.half() for key, value in state.items()}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def close(first, second, tolerance):
+    assert first.keys() == second.keys()
+    return max((first[k].float() - second[k].float()).abs().max() for k in first) < tolerance
+
+
+def copy_of(state):
+    return {key: value.clone() for key, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+# add_control
+
+
+@EACH_CASE
+def test_added_control_is_that_of_the_original_tool(case):
+    base = base_of(case)
+    net = add_control(load_unet(base), hint_channels=2).state_dict()
+    # As in tool_add_control.py: `control_` before a name stands for `model.diffusion_`.
+    whole = {**prefixed(UNET, base), **prefixed("control_model.", net)}
+    for key in prefixed("control_model.", net):
+        twin = "model.diffusion_" + key.removeprefix("control_")
+        if twin in whole:
+            assert torch.equal(whole[key], whole[twin])
+        else:
+            assert key.removeprefix("control_model.").startswith(OWN)
+    for key, value in net.items():
+        if key.startswith((*OWN[1:], "input_hint_block.14.")):
+            assert not value.any()
+    assert net["input_hint_block.0.weight"].shape[1] == 2
+
+
+# transfer
+
+
+@EACH_CASE
+@pytest.mark.parametrize("change", [dict, half], ids=["fp32", "fp16"])
+def test_transfer_to_the_same_base_changes_nothing(case, change):
+    net, base = change(trained(case)), base_of(case)
+    assert same(transfer(net, base, base), net)
+
+
+@EACH_CASE
+def test_transfer_is_that_of_the_original_tool(case):
+    net, old, new = trained(case), base_of(case), other_base(case)
+    expected = {
+        key: value + new[key] - old[key] if key in new else value for key, value in net.items()
+    }
+    assert close(transfer(net, old, new), expected, 1e-6)
+
+
+def test_transfer_there_and_back():
+    net, old, new = trained(SD_LIKE), base_of(SD_LIKE), other_base(SD_LIKE)
+    assert close(transfer(transfer(net, old, new), new, old), net, 1e-6)
+
+
+def test_transfer_keeps_the_type_of_the_net():
+    net = half(trained(SD_LIKE))
+    moved = transfer(net, base_of(SD_LIKE), other_base(SD_LIKE))
+    assert {value.dtype for value in moved.values()} == {torch.float16}
+
+
+def test_every_layout_of_every_part_is_taken():
+    net, old, new = trained(SDXL_LIKE), base_of(SDXL_LIKE), other_base(SDXL_LIKE)
+    expected = transfer(net, old, new)
+    for theirs, source, target in (
+        (to_diffusers(net), to_diffusers(old), to_diffusers(new)),
+        (prefixed("control_model.", net), prefixed(UNET, old), prefixed("diffusion_model.", new)),
+    ):
+        assert same(transfer(theirs, source, target), expected)
+
+
+def test_projections_may_be_convolutions_in_one_of_them():
+    net, old, new = trained(SDXL_LIKE), base_of(SDXL_LIKE), other_base(SDXL_LIKE)
+    expected = transfer(net, old, new)
+    widened = {
+        key: value[..., None, None]
+        if key.endswith(("proj_in.weight", "proj_out.weight"))
+        else value
+        for key, value in old.items()
+    }
+    assert same(transfer(net, widened, new), expected)
+
+
+def test_a_union_is_transferred():
+    case = SDXL_LIKE
+    net = {
+        **trained(case),
+        "task_embedding": torch.ones(6, 64),
+        "control_add_embedding.linear_1.weight": torch.ones(4, 6),
+    }
+    moved = transfer(net, base_of(case), other_base(case))
+    assert torch.equal(moved["task_embedding"], net["task_embedding"])
+    assert not torch.equal(moved[LAYER], net[LAYER])
+
+
+def test_a_net_of_8_bits_comes_out_wide():
+    net = {k: v.to(torch.float8_e4m3fn) for k, v in trained(SD_LIKE).items()}
+    moved = transfer(net, base_of(SD_LIKE), other_base(SD_LIKE))
+    assert {value.dtype for value in moved.values()} == {torch.float32}
+
+
+def test_transfer_to_other_shapes_is_refused_with_the_keys():
+    odd = {**base_of(SD_LIKE), "time_embed.0.weight": torch.zeros(1, 1)}
+    with pytest.raises(
+        CheckpointMismatch, match=r"The target .*time_embed\.0\.weight is \(1, 1\) .*same family"
+    ):
+        transfer(trained(SD_LIKE), base_of(SD_LIKE), odd)
+    with pytest.raises(CheckpointMismatch, match=r"The source has .*is missing"):
+        transfer(trained(SDXL_LIKE), base_of(SD_LIKE), base_of(SDXL_LIKE))
+
+
+@pytest.mark.parametrize("make", [*BOUND.values(), adapter, lambda: lllite("middle_block")])
+def test_only_nets_with_a_copied_encoder_are_transferred(make):
+    with pytest.raises(UnsupportedCheckpoint, match="with the other one as it is"):
+        transfer(make(), base_of(SD_LIKE), base_of(SD_LIKE))
+
+
+def test_a_file_of_something_else_is_no_base():
+    with pytest.raises(UnsupportedCheckpoint, match="can't be loaded as a UNet"):
+        transfer(trained(SD_LIKE), trained(SD_LIKE), base_of(SD_LIKE))
+
+
+def test_sums_beyond_fp16_are_refused():
+    net, old, new = half(trained(SD_LIKE)), base_of(SD_LIKE), other_base(SD_LIKE)
+    new[LAYER] = new[LAYER] + 1e5
+    with pytest.raises(CldmError, match=f"{LAYER} has numbers up to .* use bf16 or fp32"):
+        transfer(net, old, new)
+
+
+# difference
+
+
+@EACH_CASE
+def test_a_difference_has_the_format_of_the_tool(case):
+    net, base = trained(case), base_of(case)
+    file = difference(net, base)
+    assert file.pop("difference") == 1
+    for key, value in file.items():
+        name = key.removeprefix("control_model.")
+        expected = net[name] if name.startswith(OWN) else net[name] - base[name]
+        assert torch.equal(value, expected)
+    assert len(file) == len(net)
+
+
+@EACH_CASE
+def test_a_difference_applied_is_the_net(case):
+    net, base = trained(case), base_of(case)
+    assert close(apply_difference(difference(net, base), base), net, 1e-6)
+
+
+def test_a_half_precision_net_survives_to_the_bit_in_fp32():
+    net, base = half(trained(SD_LIKE)), half(base_of(SD_LIKE))
+    file = difference(net, base, dtype=torch.float32)
+    assert same(apply_difference(file, base, dtype=torch.float16), net)
+
+
+def test_what_did_not_change_is_left_out_and_comes_back():
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    net[LAYER] = base[LAYER] + 9e-7
+    file = difference(net, base)
+    assert f"control_model.{LAYER}" not in file
+    assert torch.equal(apply_difference(file, base)[LAYER], base[LAYER])
+
+
+def test_an_untrained_net_is_left_out_but_for_its_own_parts():
+    base = base_of(SD_LIKE)
+    net = add_control(load_unet(base)).state_dict()
+    file = difference(net, base)
+    assert all(key.startswith(prefixed_own()) for key in file if key != "difference")
+    assert same(apply_difference(file, base), dict(net))
+
+
+def prefixed_own():
+    return tuple(f"control_model.{part}" for part in OWN)
+
+
+def test_a_difference_applied_to_another_base_is_the_transferred_net():
+    net, old, new = trained(SDXL_LIKE), base_of(SDXL_LIKE), other_base(SDXL_LIKE)
+    assert close(apply_difference(difference(net, old), new), transfer(net, old, new), 1e-6)
+
+
+def test_the_made_difference_computes_like_the_net():
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    bound = load_control(difference(net, base), base=base)
+    pairs = zip(numbers(bound, SD_LIKE), numbers(ordinary(SD_LIKE, net), SD_LIKE), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def test_a_difference_of_another_family_is_not_applied():
+    file = difference(trained(SD_LIKE), base_of(SD_LIKE))
+    with pytest.raises(FamilyMismatch):
+        apply_difference(file, base_of(SDXL_LIKE))
+
+
+@pytest.mark.parametrize("make", [lambda: union(6), adapter, *BOUND.values()])
+def test_differences_are_made_of_controlnets(make):
+    with pytest.raises(UnsupportedCheckpoint, match="expected a ControlNet"):
+        difference(make(), base_of(SD_LIKE))
+    with pytest.raises(UnsupportedCheckpoint, match="expected a ControlNet"):
+        extract_control_lora(make(), base_of(SD_LIKE), 4)
+
+
+def test_only_differences_are_applied():
+    with pytest.raises(UnsupportedCheckpoint, match="expected a difference file"):
+        apply_difference(trained(SD_LIKE), base_of(SD_LIKE))
+
+
+# merge
+
+
+@pytest.mark.parametrize("name", WHOLE_ALONE)
+def test_a_ratio_of_0_or_1_is_one_of_both(name):
+    first = WHOLE_ALONE[name]()
+    second = {key: value * -3 + 0.1 for key, value in first.items()}
+    assert same(merge_nets(first, second, 0), first)
+    assert same(merge_nets(first, second, 1), second)
+
+
+def test_merged_weights_lie_between():
+    first, second = half(trained(SD_LIKE)), half(trained(SD_LIKE, 0.5))
+    merged = merge_nets(first, to_diffusers(second), 0.25)
+    expected = {k: (0.75 * first[k].float() + 0.25 * second[k].float()).half() for k in first}
+    assert close(merged, expected, 2e-3)
+    assert {value.dtype for value in merged.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, math.nan, math.inf])
+def test_a_ratio_outside_is_refused(ratio):
+    with pytest.raises(CldmError, match=r"from 0 .* to 1"):
+        merge_nets(trained(SD_LIKE), trained(SD_LIKE), ratio)
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (lambda: union(6), "only nets of one kind"),
+        (adapter, "only nets of one kind"),
+        (control_lora, "can't be merged by itself"),
+        (difference_sample, "can't be merged by itself"),
+        (lambda: controlnet(hint_channels=1), r"\(input_hint_block\.0\.weight\)"),
+        (LOADED["cldm"]["vector"], r"differ in keys or shapes \(.* more\)"),
+    ],
+)
+def test_unlike_nets_are_not_merged(second, sentence):
+    with pytest.raises((UnsupportedCheckpoint, CheckpointMismatch), match=sentence):
+        merge_nets(controlnet(), second(), 0.5)
+
+
+# extract
+
+
+@pytest.fixture(scope="module")
+def extracted():
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    return {rank: extract_control_lora(net, base, rank) for rank in (1, 4, 16, 64, 1152)}
+
+
+def test_the_format_is_stabilitys(extracted):
+    state, report = extracted[4]
+    assert contents(read(state))[0].name == "control_lora"
+    ranked = {key.rpartition(".")[0] for key in state if key.endswith(".up")}
+    assert ranked == {layer.layer for layer in report.layers}
+    for path in ranked:
+        shape = control_shapes(SD_LIKE)[f"{path}.weight"]
+        rest = (1,) * (len(shape) - 2)
+        assert state[f"{path}.up"].shape == (shape[0], 4, *rest)
+        assert state[f"{path}.down"].shape == (4, *shape[1:])
+        assert f"{path}.weight" not in state
+    whole = {key for key in control_shapes(SD_LIKE) if key.rpartition(".")[0] not in ranked}
+    biases = {f"{path}.bias" for path in ranked if f"{path}.bias" in control_shapes(SD_LIKE)}
+    pairs = {f"{path}.{name}" for path in ranked for name in ("up", "down")}
+    assert state.keys() == {"lora_controlnet"} | whole | biases | pairs
+
+
+def test_at_full_rank_nothing_is_lost(extracted):
+    state, report = extracted[1152]
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    assert report.error < 1e-5
+    assert report.weight_error < 1e-6
+    for layer in report.layers:
+        product = state[f"{layer.layer}.up"].flatten(1) @ state[f"{layer.layer}.down"].flatten(1)
+        key = f"{layer.layer}.weight"
+        assert torch.allclose(base[key] + product.reshape(base[key].shape), net[key], atol=1e-6)
+
+
+def test_a_rank_that_a_layer_has_not_is_clipped_and_told(extracted):
+    _, report = extracted[64]
+    narrow = [layer for layer in report.layers if layer.clipped]
+    assert tuple(layer.layer for layer in narrow) == report.clipped
+    assert {layer.rank for layer in narrow} == {24, 36}
+    assert all(layer.rank == min(layer.shape[0], math.prod(layer.shape[1:])) for layer in narrow)
+    assert f"{len(narrow)} of them less" in str(report)
+
+
+def test_the_error_falls_with_the_rank(extracted):
+    reports = [report for _, report in extracted.values()]
+    for first, second in pairwise(reports):
+        assert second.error < first.error
+        assert second.weight_error < first.weight_error
+        for one, other in zip(first.layers, second.layers, strict=True):
+            assert other.error <= one.error + 1e-6
+
+
+def test_the_error_is_that_of_the_weights(extracted):
+    state, report = extracted[16]
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    lost = changed = whole = 0.0
+    for layer in report.layers:
+        key = f"{layer.layer}.weight"
+        product = state[f"{layer.layer}.up"].flatten(1) @ state[f"{layer.layer}.down"].flatten(1)
+        residual = net[key] - base[key] - product.reshape(base[key].shape)
+        assert layer.error == pytest.approx(
+            float(residual.norm() / (net[key] - base[key]).norm()), rel=1e-3
+        )
+        lost += float(residual.norm() ** 2)
+        changed += float((net[key] - base[key]).norm() ** 2)
+        whole += float(net[key].norm() ** 2)
+    assert report.error == pytest.approx((lost / changed) ** 0.5, rel=1e-3)
+    assert report.weight_error == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("rank", [1, 16, 64, 1152])
+def test_bound_to_the_base_it_computes_within_the_error(extracted, rank):
+    state, report = extracted[rank]
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    bound = load_control(state, base=base)
+    found, expected = numbers(bound, SD_LIKE), numbers(ordinary(SD_LIKE, net), SD_LIKE)
+    distance = max(((a - b).norm() / b.norm()).item() for a, b in zip(found, expected, strict=True))
+    # Errors of the weights add up over the layers.
+    assert distance < max(1e-5, 10 * report.weight_error)
+    assert distance > 0.01 * report.weight_error
+
+
+def test_a_difference_of_low_rank_is_found_by_the_randomised_method():
+    torch.manual_seed(1)
+    net, base = trained(SD_LIKE, 0.0), base_of(SD_LIKE)
+    key = "middle_block.0.in_layers.2.weight"
+    wide = torch.randn(1024, 6) @ torch.randn(6, 1024 * 9)
+    net[key], base[key] = wide.reshape(1024, 1024, 3, 3) + 1, torch.ones(1024, 1024, 3, 3)
+    report = extract_control_lora(net, base, 6)[1]
+    layer = next(layer for layer in report.layers if f"{layer.layer}.weight" == key)
+    assert layer.error < 1e-5
+
+
+def test_extraction_is_the_same_every_time_and_leaves_the_generator_alone():
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    before = torch.get_rng_state()
+    first, second = (extract_control_lora(net, base, 4)[0] for _ in range(2))
+    assert same(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_progress_and_sizes_are_told():
+    told = []
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    state, report = extract_control_lora(
+        net, base, 2, dtype=torch.float16, progress=lambda done, total: told.append((done, total))
+    )
+    assert told == [(done, len(report.layers)) for done in range(1, len(report.layers) + 1)]
+    assert report.size == sum(value.nbytes for value in state.values())
+    assert report.original_size == sum(value.nbytes for value in net.values())
+    assert {value.dtype for k, value in state.items() if k != "lora_controlnet"} == {torch.float16}
+
+
+def test_a_layer_that_did_not_change_loses_nothing():
+    report = extract_control_lora(trained(SD_LIKE, 0.0), base_of(SD_LIKE), 2)[1]
+    assert (report.error, report.weight_error) == (0, 0)
+
+
+@pytest.mark.parametrize("rank", [0, -1])
+def test_a_rank_below_1_is_refused(rank):
+    with pytest.raises(CldmError, match="from 1"):
+        extract_control_lora(trained(SD_LIKE), base_of(SD_LIKE), rank)
+
+
+# all of them
+
+
+def test_nothing_that_is_given_is_changed():
+    net, old, new = trained(SD_LIKE), base_of(SD_LIKE), other_base(SD_LIKE)
+    before = [copy_of(state) for state in (net, old, new)]
+    transfer(net, old, new)
+    file = difference(net, old)
+    kept = copy_of(file)
+    apply_difference(file, old)
+    merge_nets(net, net, 0.5)
+    extract_control_lora(net, old, 2)
+    assert same(file, kept)
+    assert all(map(same, (net, old, new), before))
+
+
+def test_files_give_the_same_as_state_dicts(tmp_path):
+    net, old, new = trained(SD_LIKE), base_of(SD_LIKE), other_base(SD_LIKE)
+    paths = []
+    for name, state in (("net", net), ("old", prefixed(UNET, old)), ("new", new)):
+        paths.append(tmp_path / f"{name}.safetensors")
+        save_file(state, paths[-1])
+    assert same(transfer(*paths), transfer(net, old, new))
+    assert same(difference(*paths[:2]), difference(net, old))
+    assert same(load_file(paths[0]), net)
