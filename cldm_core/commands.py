@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from . import tiny
-from .checkpoint import load_controlnet
+from .checkpoint import load_control
+from .checkpoint.load import ControlModule
+from .control_lora import BoundControlNet
 from .errors import CldmError
 from .hooks import named_function
 from .pictures import check_writable, read_picture, side_by_side, square, write_picture
-from .pipeline import Control, Picture, Pipeline, Settings, to_hint
-
-if TYPE_CHECKING:
-    from .controlnet import ControlNet
+from .pipeline import Control, Hint, Picture, Pipeline, Settings, to_hint
+from .union import UnionControlNet, control_type_names, control_type_number
 
 TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
 TINY_SETTINGS = Settings(steps=25, guidance=TINY_GUIDANCE, width=tiny.SIZE, height=tiny.SIZE)
@@ -56,6 +57,7 @@ def sample(arguments: argparse.Namespace) -> None:
     _check_device(arguments.device)
     controls = _controls(arguments, settings.width)
     pipeline = _pipeline(arguments)
+    controls = [_bound(control, pipeline) for control in controls]
     with progress_bar("sampling") as progress:
         pictures = pipeline(
             arguments.prompt,
@@ -158,18 +160,42 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
-    hint = to_hint(_hint(arguments, size)).to(arguments.device)
     net = _net(arguments)
+    hint = _typed(to_hint(_hint(arguments, size)).to(arguments.device), net, arguments)
     return [
         Control(net, hint, arguments.strength, arguments.start, arguments.end, arguments.guess_mode)
     ]
 
 
-def _net(arguments: argparse.Namespace) -> ControlNet:
+def _net(arguments: argparse.Namespace) -> ControlModule:
     source, _, name = arguments.controlnet.partition(":")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
-    net: ControlNet = load_controlnet(path, device=arguments.device, dtype=TYPES[arguments.dtype])
-    return net
+    return load_control(path, device=arguments.device, dtype=TYPES[arguments.dtype])
+
+
+def _typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hint:
+    """The hint under its type where the net wants one."""
+    kind = arguments.control_type
+    if isinstance(net, UnionControlNet):
+        count = net.config.control_types
+        if kind is None:
+            raise CldmError(
+                "This is a union ControlNet: say what the hint is with --control-type, one of "
+                f"{', '.join(control_type_names(count)) or f'0 to {count - 1}'}."
+            )
+        return {control_type_number(int(kind) if kind.isdecimal() else kind, count): hint}
+    if kind is not None:
+        raise CldmError(
+            f"--control-type {kind} was given, but this net knows no types: leave it out."
+        )
+    return hint
+
+
+def _bound(control: Control, pipeline: Pipeline) -> Control:
+    """The control with its net on the pipeline's UNet, if it builds upon a base model's weights."""
+    if not isinstance(control.net, BoundControlNet):
+        return control
+    return replace(control, net=control.net.bind(pipeline.unet.state_dict()))
 
 
 def _hint(arguments: argparse.Namespace, size: int) -> Picture:

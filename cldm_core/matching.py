@@ -23,7 +23,7 @@ def check_family(net: Any, unet: UNetConfig) -> None:
         check_fits(net.config, unet)
     elif isinstance(net, T2IAdapter):
         require_adapter_fit(net.config, unet)
-    else:
+    elif hasattr(net, "unet_config"):  # a user's own wrapper of a net may have none
         _check_controlnet(net.unet_config, unet)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Prediction
-from .controlnet import ControlNet
+from .config import Prediction, UNetConfig
 from .diffusion import NoiseSchedule
 from .errors import CldmError, ShapeError
 from .hints import HINT_SCALE
+from .lllite import ControlLLLite
+from .matching import check_family
+from .projections import Patch
 from .residuals import Residuals, guess_mode_scales, merge, weigh
 from .unet import ControlledUNet
+from .union import ControlType
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -44,29 +47,36 @@ TextEncoder = Callable[[Sequence[str]], Tensor]
 """Prompts to embeddings (B, tokens, context_dim)."""
 
 
+Hint = Tensor | Mapping[ControlType, Tensor]
+
+
 @dataclass(frozen=True)
 class Control:
-    """A net with its hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture.
+    """A net of any family with its hint.
 
-    strength scales the residuals. `start` and `end` are shares of the steps in [0, 1]: the control
-    acts on the steps that begin at `start` or later and before `end`, so 0.5 to 1.0 is the second
-    half with the last step. Guess mode weakens the early blocks and leaves the unconditional side
-    without control. Raises ShapeError or CldmError where the hint or a number doesn't fit.
+    hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture; for a union ControlNet
+    one or several by their types. strength scales what the net adds. `start` and `end` are shares
+    of the steps in [0, 1]: the control acts on the steps that begin at `start` or later and before
+    `end`, so 0.5 to 1.0 is the second half with the last step. Guess mode, for ControlNets, weakens
+    the early blocks and leaves the unconditional side without control; a net with
+    global_average_pooling leaves it without control always, as its author says. Raises ShapeError
+    or CldmError where the hint or a number doesn't fit.
     """
 
-    net: ControlNet
-    hint: Tensor
+    net: Any
+    hint: Hint
     strength: float = 1.0
     start: float = 0.0
     end: float = 1.0
     guess_mode: bool = False
 
     def __post_init__(self) -> None:
-        if self.hint.ndim != 4:
-            raise ShapeError(
-                f"The hint has shape {tuple(self.hint.shape)}, expected (B, channels, height, "
-                "width): to_hint makes one of a picture."
-            )
+        for hint in self.hints():
+            if hint.ndim != 4:
+                raise ShapeError(
+                    f"The hint has shape {tuple(hint.shape)}, expected (B, channels, height, "
+                    "width): to_hint makes one of a picture."
+                )
         if not math.isfinite(self.strength):
             raise CldmError(f"The strength is {self.strength}, expected a finite number.")
         if not 0 <= self.start <= self.end <= 1:
@@ -74,15 +84,39 @@ class Control:
                 f"The control starts at {self.start} and ends at {self.end}, expected shares of "
                 "the steps in [0, 1] with the start not behind the end."
             )
+        if self.guess_mode and not hasattr(self.net, "zero_convs"):
+            raise CldmError(
+                f"Guess mode is for ControlNets, and this net is a {type(self.net).__name__}: "
+                "switch it off."
+            )
 
-    def scales(self) -> float | tuple[float, ...]:
-        if not self.guess_mode:
-            return self.strength
-        return guess_mode_scales(self.strength, len(self.net.zero_convs) + 1)
+    def hints(self) -> list[Tensor]:
+        return list(self.hint.values()) if isinstance(self.hint, Mapping) else [self.hint]
 
-    def acts(self, progress: float) -> bool:
-        """Whether it acts on the step that begins at `progress` in [0, 1)."""
+    def encode(self, like: Tensor) -> Any:
+        """The encoded hint, in the type and on the device of `like`."""
+        if isinstance(self.hint, Mapping):
+            return self.net.encode_hint({kind: hint.to(like) for kind, hint in self.hint.items()})
+        return self.net.encode_hint(self.hint.to(like))
+
+    def acts(self, progress: float, *, conditional: bool) -> bool:
+        """Whether it acts on a side of the step that begins at `progress` in [0, 1)."""
+        config = getattr(self.net, "config", None)
+        one_sided = self.guess_mode or getattr(config, "global_average_pooling", False)
+        if one_sided and not conditional:
+            return False
         return self.strength != 0 and self.start <= progress < self.end
+
+    def evaluate(
+        self, x: Tensor, features: Any, timesteps: Tensor, context: Tensor
+    ) -> Residuals | tuple[Patch, ...]:
+        """What the net adds to the UNet, with its strength."""
+        if isinstance(self.net, ControlLLLite):
+            return self.net(x, features, timesteps, context, strength=self.strength)  # type: ignore[no-any-return]
+        scales: float | tuple[float, ...] = self.strength
+        if self.guess_mode:
+            scales = guess_mode_scales(self.strength, len(self.net.zero_convs) + 1)
+        return weigh(self.net(x, features, timesteps, context), scales)
 
 
 @dataclass(frozen=True)
@@ -153,7 +187,7 @@ class Pipeline:
         settings = settings or Settings()
         controls = list(controls)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        _check(settings, prompts, controls)
+        _check(settings, prompts, controls, self.unet.config)
         prediction = self.prediction or self.unet.config.prediction
         scheduler = make_scheduler(settings.scheduler, self.schedule, prediction)
         if settings.steps >= self.schedule.timesteps:
@@ -168,13 +202,16 @@ class Pipeline:
         if settings.guidance != 1:
             sides.insert(0, unconditional[None])
         latents = _noise(settings).to(weight) * scheduler.init_noise_sigma
-        features = [control.net.encode_hint(control.hint.to(weight)) for control in controls]
+        features = [control.encode(weight) for control in controls]
         generator = torch.Generator().manual_seed(settings.seed)
         for index, timestep in enumerate(scheduler.timesteps):
             active = [
-                (control, encoded)
-                for control, encoded in zip(controls, features, strict=True)
-                if control.acts(index / settings.steps)
+                [
+                    (control, encoded)
+                    for control, encoded in zip(controls, features, strict=True)
+                    if control.acts(index / settings.steps, conditional=conditional)
+                ]
+                for conditional in (False, True)
             ]
             x = scheduler.scale_model_input(latents, timestep)
             predicted = self._guided(x, timestep, sides, active, settings.guidance)
@@ -190,37 +227,34 @@ class Pipeline:
         x: Tensor,
         timestep: Tensor,
         sides: Sequence[Tensor],
-        active: Sequence[tuple[Control, Tensor]],
+        active: Sequence[Sequence[tuple[Control, Any]]],
         guidance: float,
     ) -> Tensor:
         """Classifier-free guidance: negative + guidance * (positive - negative).
 
-        Where `guidance` is 1, `sides` is the positive one alone.
+        Where `guidance` is 1, `sides` is the positive one alone. active: the controls of the
+        negative and of the positive side.
         """
-        positive = self._side(x, timestep, sides[-1], active, conditional=True)
+        positive = self._side(x, timestep, sides[-1], active[1])
         if len(sides) == 1:
             return positive
-        negative = self._side(x, timestep, sides[0], active, conditional=False)
+        negative = self._side(x, timestep, sides[0], active[0])
         return negative + guidance * (positive - negative)
 
     def _side(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        text: Tensor,
-        active: Sequence[tuple[Control, Tensor]],
-        *,
-        conditional: bool,
+        self, x: Tensor, timestep: Tensor, text: Tensor, active: Sequence[tuple[Control, Any]]
     ) -> Tensor:
         timesteps = timestep.to(x).expand(x.shape[0])
         context = text.expand(x.shape[0], -1, -1)
         residuals: Residuals | None = None
+        patches: list[Patch] = []
         for control, features in active:
-            if control.guess_mode and not conditional:
-                continue
-            new = weigh(control.net(x, features, timesteps, context), control.scales())
-            residuals = new if residuals is None else merge(residuals, new)
-        out: Tensor = self.unet(x, timesteps, context, control=residuals)
+            found = control.evaluate(x, features, timesteps, context)
+            if isinstance(found, Residuals):
+                residuals = found if residuals is None else merge(residuals, found)
+            else:
+                patches += found
+        out: Tensor = self.unet(x, timesteps, context, control=residuals, patches=patches)
         return out
 
 
@@ -244,19 +278,27 @@ def make_scheduler(name: str, schedule: NoiseSchedule, prediction: Prediction) -
     )
 
 
-def _check(settings: Settings, prompts: Sequence[str], controls: Sequence[Control]) -> None:
+def _check(
+    settings: Settings, prompts: Sequence[str], controls: Sequence[Control], unet: UNetConfig
+) -> None:
     if len(prompts) not in (1, settings.count):
         raise CldmError(
             f"{len(prompts)} prompts were given for {settings.count} pictures: "
             "give one, or one for each."
         )
     for control in controls:
-        height, width = control.hint.shape[2:]
-        if (height, width) != (settings.height, settings.width):
-            raise ShapeError(
-                f"The hint is {width}x{height} and the picture "
-                f"{settings.width}x{settings.height}: resize one of them."
-            )
+        check_family(control.net, unet)
+        for hint in control.hints():
+            _check_size(hint, settings)
+
+
+def _check_size(hint: Tensor, settings: Settings) -> None:
+    height, width = hint.shape[2:]
+    if (height, width) != (settings.height, settings.width):
+        raise ShapeError(
+            f"The hint is {width}x{height} and the picture "
+            f"{settings.width}x{settings.height}: resize one of them."
+        )
 
 
 def _noise(settings: Settings) -> Tensor:

@@ -67,7 +67,7 @@ def union(types: int) -> State:
 
 
 def adapter(**changes: Any) -> State:
-    return filled(T2IAdapter(AdapterConfig(channels=SMALL_CHANNELS, **changes)))
+    return filled(T2IAdapter(AdapterConfig(**{"channels": SMALL_CHANNELS, **changes})))
 
 
 def diffusers_adapter(**changes: Any) -> State:
@@ -83,11 +83,11 @@ def lllite(*blocks: str, depth: int = 1) -> State:
     return filled(ControlLLLite(LLLiteConfig(parts)))
 
 
-def control_lora() -> State:
+def control_lora(config: UNetConfig = TINY) -> State:
     """As Stability AI's: matrices and kernels of rank 4, the rest whole."""
     state: State = {"lora_controlnet": torch.zeros(0)}
     own = ("input_hint_block", "zero_convs", "middle_block_out")
-    for key, value in controlnet().items():
+    for key, value in controlnet(config).items():
         path, _, name = key.rpartition(".")
         if value.ndim > 1 and not key.startswith(own):
             state[f"{path}.up"] = torch.randn(value.shape[0], 4) / 8
