@@ -5,12 +5,14 @@ It knows no host, no annotator, no folder convention and no global device.
 
 from .checkpoint import (
     CheckpointInfo,
+    convert,
     inspect_checkpoint,
     load_control,
     load_controlnet,
     load_unet,
 )
 from .config import SD15, SD21, SD21_V, SDXL, TINY, ControlNetConfig, UNetConfig
+from .control_lora import BoundControlNet
 from .controlnet import ControlNet
 from .diffusion import NoiseSchedule
 from .errors import (
@@ -23,9 +25,14 @@ from .errors import (
     UnsupportedCheckpoint,
 )
 from .ldm import ControlLDM
+from .lllite import ControlLLLite, LLLiteConfig
+from .low_rank import extract_control_lora
+from .matching import check_family
 from .residuals import Residuals, guess_mode_scales, merge, pool, weigh
-from .surgery import add_control
+from .surgery import add_control, apply_difference, difference, merge_nets, transfer
+from .t2i_adapter import AdapterConfig, T2IAdapter
 from .unet import ControlledUNet
+from .union import UnionConfig, UnionControlNet
 
 __all__ = [
     "SD15",
@@ -33,28 +40,42 @@ __all__ = [
     "SD21_V",
     "SDXL",
     "TINY",
+    "AdapterConfig",
+    "BoundControlNet",
     "CheckpointInfo",
     "CheckpointMismatch",
     "CldmError",
     "ControlLDM",
+    "ControlLLLite",
     "ControlNet",
     "ControlNetConfig",
     "ControlledUNet",
     "DamagedCheckpoint",
     "FamilyMismatch",
+    "LLLiteConfig",
     "NoiseSchedule",
     "Residuals",
     "ShapeError",
+    "T2IAdapter",
     "UNetConfig",
+    "UnionConfig",
+    "UnionControlNet",
     "UnknownControlType",
     "UnsupportedCheckpoint",
     "add_control",
+    "apply_difference",
+    "check_family",
+    "convert",
+    "difference",
+    "extract_control_lora",
     "guess_mode_scales",
     "inspect_checkpoint",
     "load_control",
     "load_controlnet",
     "load_unet",
     "merge",
+    "merge_nets",
     "pool",
+    "transfer",
     "weigh",
 ]

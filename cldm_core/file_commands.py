@@ -13,6 +13,7 @@ import torch
 
 from .checkpoint import CheckpointInfo, config_metadata, inspect_checkpoint, load_unet, save
 from .checkpoint.convert import convert, provenance
+from .checkpoint.dtypes import NAMED_TYPES
 from .checkpoint.formats import CONTROL_PREFIX, UNET, UNET_PREFIX
 from .checkpoint.inspect import UNKNOWN
 from .checkpoint.read import Checkpoint, StateDict, read, read_header
@@ -21,8 +22,7 @@ from .low_rank import extract_control_lora
 from .surgery import add_control, apply_difference, difference, merge_nets, transfer
 from .weights import base_weights, control_weights
 
-WIDE_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TYPES = {**WIDE_TYPES, "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+WIDE_TYPES = {name: NAMED_TYPES[name] for name in ("fp32", "fp16", "bf16")}
 HEADINGS = ("file", "kind", "base", "keys", "hint", "types", "pooling", "dtype", "numbers", "size")
 LISTED = 10
 """How many keys of each sort `inspect` names."""
@@ -69,13 +69,14 @@ def _add_convert(commands: Commands) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=tuple(TYPES),
+        choices=tuple(NAMED_TYPES),
         help="number type; in fp8 norms and biases are fp16 (default: that of IN)",
     )
     parser.add_argument(
         "--scaled",
         action="store_true",
-        help="store fp8 weights with a scale for each layer, which is far more exact",
+        help="store fp8 weights with a scale for each layer: far more exact, but only for this "
+        "pack, as ComfyUI's own ControlNet loader knows no scales",
     )
     parser.add_argument(
         "--no-prune", action="store_true", help="refuse tensors outside the net, don't drop them"
@@ -269,7 +270,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         arguments.source,
         arguments.out,
         layout=arguments.layout,
-        dtype=None if arguments.dtype is None else TYPES[arguments.dtype],
+        dtype=None if arguments.dtype is None else NAMED_TYPES[arguments.dtype],
         scaled=arguments.scaled,
         prune=not arguments.no_prune,
         base=None if arguments.base is None else base_weights(read_header(arguments.base)),

@@ -7,6 +7,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .annotate import ANNOTATOR_NODES
 from .apply import ApplyControlNet, PatchModel
 from .load import InspectControlNet, LoadControlNet, LoadTinyModel
+from .surgery import ExtractControlLora, MergeControlNets, SaveControlNet, TransferControlNet
 from .union import AddUnionHint, SetControlType
 
 NODES: list[type[io.ComfyNode]] = [
@@ -17,6 +18,10 @@ NODES: list[type[io.ComfyNode]] = [
     AddUnionHint,
     ApplyControlNet,
     PatchModel,
+    MergeControlNets,
+    TransferControlNet,
+    ExtractControlLora,
+    SaveControlNet,
     *ANNOTATOR_NODES,
 ]
 

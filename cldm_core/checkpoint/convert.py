@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..bound import Base
 from ..config import ControlNetConfig
-from ..control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, LORA_MARKER
+from ..control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, LORA_MARKER, BoundControlNet
 from ..controlnet import ControlNet
 from ..errors import CldmError, UnsupportedCheckpoint
 from .describe import base_name
@@ -91,7 +91,7 @@ def convert(
         if net.scales:
             state = unified(state, torch.float32, net.name)
         state = retyped(state, dtype, scaled=scaled)
-    state = _marked(net.kind, state)
+    state = marked(net.kind.name, state)
     kind = recognise(inner(state)) or net.kind
     save(
         state,
@@ -181,12 +181,21 @@ def _laid_out(net: _Net, layout: str) -> dict[str, Tensor]:
     return renamed
 
 
-def _marked(kind: Format, state: StateDict) -> dict[str, Tensor]:
-    """The tensors with what makes them a file of that kind."""
-    match kind.name:
+def marked(kind: str, state: StateDict) -> dict[str, Tensor]:
+    """The tensors with what makes them a file of that kind, a name of formats.py."""
+    match kind:
         case "control_lora":
             return {LORA_MARKER: torch.zeros(0), **state}
         case "difference":
             prefixed = {f"{DIFFERENCE_PREFIX}{key}": value for key, value in state.items()}
             return {DIFFERENCE_MARKER: torch.tensor(1.0), **prefixed}
     return dict(state)
+
+
+def as_checkpoint(net: Any, name: str) -> Checkpoint:
+    """A net in memory as the file it could be loaded from; its weights are shared, not copied."""
+    state = dict(net.state_dict())
+    kind = "cldm"
+    if isinstance(net, BoundControlNet):
+        kind = "control_lora" if any(key.endswith(".up") for key in state) else "difference"
+    return Checkpoint(marked(kind, state), config_metadata(net.config), name)

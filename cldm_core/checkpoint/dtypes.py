@@ -22,6 +22,14 @@ TYPE_NAMES = {
     torch.float8_e4m3fn: "fp8 (e4m3fn)",
     torch.float8_e5m2: "fp8 (e5m2)",
 }
+NAMED_TYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+"""What weights can be converted to, by the names that users type."""
 _SCALES = (".scale_weight", ".weight_scale")
 # What such files hold for kernels that multiply in 8 bits.
 _UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
@@ -34,11 +42,11 @@ def type_name(dtype: torch.dtype) -> str:
 
 
 def common_type(state: StateDict) -> torch.dtype:
-    """The type that most numbers of the tensors are stored in."""
+    """The type that most numbers of the tensors are stored in; fp32 where there are none."""
     counts: Counter[torch.dtype] = Counter()
     for tensor in state.values():
         counts[tensor.dtype] += tensor.numel()
-    return counts.most_common(1)[0][0]
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 def is_scaled(state: StateDict) -> bool:

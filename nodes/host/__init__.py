@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from .checks import check_conditioning, unet_config_of
 from .control import HostControl, patcher_for
-from .files import Loaded, as_control, controlnet_files, controlnet_path, load_control, log
+from .files import (
+    Loaded,
+    as_control,
+    controlnet_files,
+    controlnet_path,
+    load_control,
+    log,
+    new_controlnet_path,
+)
 from .kinds import HostBound, HostLLLite, HostUnion
 from .model_door import patch_model
 
@@ -24,6 +32,7 @@ __all__ = [
     "controlnet_path",
     "load_control",
     "log",
+    "new_controlnet_path",
     "patch_model",
     "patcher_for",
     "unet_config_of",

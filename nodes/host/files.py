@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from seconohe.logger import initialize_logger
 from torch import Tensor
 
-from ...cldm_core import SD21, ControlNetConfig, UnsupportedCheckpoint
+from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
 from ...cldm_core import load_control as load_net
 from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
 from ...cldm_core.checkpoint.formats import Where, inner, recognise
@@ -142,3 +143,16 @@ def _from_host(path: Path, checkpoint: Checkpoint) -> Loaded:
 
 def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def new_controlnet_path(name: str) -> Path:
+    """A file that isn't there yet in the host's first `controlnet` folder; raises CldmError."""
+    folder = Path(folder_paths.get_folder_paths("controlnet")[0]).resolve()
+    wanted = (folder / f"{name.strip().removesuffix('.safetensors')}.safetensors").resolve()
+    if not wanted.is_relative_to(folder) or wanted.stem in ("", ".safetensors"):
+        raise CldmError(
+            f"The file can't be called {name!r}: give a name, with folders inside of "
+            f"models/controlnet in front if you like."
+        )
+    numbers = (wanted.with_stem(f"{wanted.stem}_{number}") for number in count(2))
+    return next(path for path in chain([wanted], numbers) if not path.exists())

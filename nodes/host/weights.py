@@ -61,3 +61,14 @@ def _some(found: Any) -> Iterable[Any]:
     if found is None:
         return ()
     return found if isinstance(found, (list, tuple)) else (found,)
+
+
+def model_weights(model: Any) -> dict[str, Tensor]:
+    """The UNet's weights of a MODEL by key, with its patches, as the host would sample with them.
+
+    They are the model's own tensors: use them at once, and don't change them.
+    """
+    comfy.model_management.load_models_gpu([model])
+    unet = model.model.diffusion_model
+    lookup = BaseModelWeights(unet)
+    return {key: lookup(key) for key in unet.state_dict()}

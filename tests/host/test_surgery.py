@@ -1,0 +1,90 @@
+"""The nodes that make nets of nets: what they give can be applied at once, saved and loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+IN_HOST = """
+import comfy.sample, comfy.sd, torch
+host, embedded, apply = pack("nodes.host"), pack("nodes.embedded"), pack("nodes.apply")
+surgery, tiny = pack("nodes.surgery"), pack("cldm_core.tiny")
+torch.set_grad_enabled(False)
+model, clip = embedded.load_model(), embedded.load_clip()
+text = clip.encode_from_tokens_scheduled(clip.tokenize("crab"))
+hint = torch.zeros(1, 128, 128, 3)
+hint[:, 40:80, 40] = 1
+canny, mask = (host.load_control(tiny.weights(name)).control for name in ("canny", "mask"))
+
+def sample(control, model=model):
+    positive, negative = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0).args
+    latent = torch.zeros(1, 4, 16, 16)
+    noise = comfy.sample.prepare_noise(latent, 3)
+    return comfy.sample.sample(model, noise, 2, 3.0, "euler", "normal", positive, negative, latent,
+                               disable_pbar=True)
+
+def distance(a, b):
+    return float((a - b).norm() / b.norm())
+
+def refused(call, *args):
+    try:
+        call(*args)
+        return ""
+    except ValueError as error:
+        return str(error)
+
+expected, other = sample(canny), sample(mask)
+merge, transfer = surgery.MergeControlNets.execute, surgery.TransferControlNet.execute
+extract, save = surgery.ExtractControlLora.execute, surgery.SaveControlNet.execute
+same = sample(merge(canny, mask, 0.0).args[0])
+half = sample(merge(canny, mask, 0.5).args[0])
+moved = sample(transfer(canny, model, model).args[0])
+
+# A LoRA in the target: the net goes along with it, and with the source unpatched it is itself.
+unet = model.model.diffusion_model.state_dict()
+key = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+patched = model.clone()
+patched.add_patches({f"diffusion_model.{key}": (torch.ones_like(unet[key]) / 50,)})
+before = canny.net.state_dict()[key]
+after = transfer(canny, model, patched).args[0].net.state_dict()[key]
+shift = float((after - before - 1 / 50).abs().max())
+
+full, _ = extract(canny, model, 1280).args
+low, report_low = extract(canny, model, 8).args
+full, low = sample(full), sample(low)
+
+saved = [save(canny, "mine", "fp32", "cldm").args[0], save(canny, "sub/mine", "fp16", "diffusers").args[0],
+         save(canny, "mine", "fp32", "cldm").args[0]]
+files = sorted(host.controlnet_files())
+loaded = sample(host.load_control(host.controlnet_path("mine.safetensors")).control)
+narrow = sample(host.load_control(host.controlnet_path("sub/mine.safetensors")).control)
+lora = extract(canny, model, 1280).args[0]
+save(lora, "lora", "fp32", "cldm")
+again = sample(host.load_control(host.controlnet_path("lora.safetensors")).control)
+report(
+    same=torch.equal(same, expected), moved=torch.equal(moved, expected), shift=shift,
+    half=[distance(half, expected), distance(half, other)],
+    full=distance(full, expected), low=distance(low, expected), report_low=report_low,
+    saved=saved, files=files, loaded=torch.equal(loaded, expected), narrow=distance(narrow, expected),
+    again=torch.equal(again, full),
+    outside=refused(save, canny, "../../evil", "fp16", "cldm"),
+    foreign=refused(merge, object(), canny, 0.5),
+)
+"""
+
+
+def test_nets_of_nets(in_host: Callable[..., dict[str, Any]]) -> None:
+    found = in_host(IN_HOST)
+    assert found["same"]
+    assert found["moved"]
+    assert found["shift"] < 1e-6
+    assert min(found["half"]) > 1e-3
+    assert found["full"] < 1e-3 < found["low"]
+    assert "of rank 8" in found["report_low"]
+    assert found["saved"] == ["mine.safetensors", "mine.safetensors", "mine_2.safetensors"]
+    assert {"mine.safetensors", "mine_2.safetensors", "sub/mine.safetensors"} <= {
+        name.replace("\\", "/") for name in found["files"]
+    }
+    assert found["loaded"]
+    assert found["narrow"] < 1e-2
+    assert found["again"]
+    assert "can't be called '../../evil'" in found["outside"]
+    assert "was loaded by ComfyUI's own loader" in found["foreign"]
