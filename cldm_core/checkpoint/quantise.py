@@ -37,8 +37,9 @@ def retyped(state: StateDict, dtype: torch.dtype, *, scaled: bool = False) -> di
 
     In a type of 8 bits only those of two and more dimensions are stored so, norms and biases in
     fp16. With `scaled` each layer's weight fills the type's range and `LAYER.scale_weight` tells
-    what to multiply with, in the way of ComfyUI: a marker `scaled_fp8` says so. Weights that are
-    no layer's `.weight` stay in fp16 then. Raises CldmError where numbers don't fit the type.
+    what to multiply with, in the way of ComfyUI's diffusion models: a marker `scaled_fp8` says so.
+    Weights that are no layer's `.weight` stay in fp16 then. ComfyUI's own loader of ControlNets
+    (0.3.64) knows no scales, this pack's does. Raises CldmError where numbers don't fit the type.
     """
     if dtype.itemsize > 1:
         return {key: narrowed(value, dtype, key) for key, value in state.items()}

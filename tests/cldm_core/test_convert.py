@@ -11,13 +11,17 @@ from safetensors.torch import load_file, save_file
 
 from controlnet_pack.cldm_core import (
     SD15,
+    SD21,
     CheckpointMismatch,
     CldmError,
+    ControlNet,
+    ControlNetConfig,
     UnsupportedCheckpoint,
     load_control,
 )
-from controlnet_pack.cldm_core.checkpoint import convert as module
+from controlnet_pack.cldm_core import SDXL as PUBLISHED_SDXL
 from controlnet_pack.cldm_core.checkpoint.convert import convert
+from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 from controlnet_pack.cldm_core.checkpoint.quantise import narrowed, retyped
 from controlnet_pack.cldm_core.checkpoint.write import save
 
@@ -216,12 +220,32 @@ def test_an_adapter_of_diffusers_computes_the_same_and_comes_back(kind, tmp_path
     assert same(load_file(tmp_path / "theirs.safetensors"), dict(model.state_dict()))
 
 
-def test_the_keys_of_the_full_sd15_net_are_those_of_diffusers(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (SD15, {"cross_attention_dim": 768}),
+        (SD21, {"cross_attention_dim": 1024, "use_linear_projection": True}),
+        (
+            PUBLISHED_SDXL,
+            {
+                **SDXL,
+                "block_out_channels": (320, 640, 1280),
+                "attention_head_dim": (5, 10, 20),
+                "cross_attention_dim": 2048,
+                "transformer_layers_per_block": (1, 2, 10),
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            },
+        ),
+    ],
+    ids=["SD 1.5", "SD 2.1", "SDXL"],
+)
+def test_the_keys_of_published_nets_are_those_of_diffusers(config, options):
     with torch.device("meta"):
-        expected = shapes_of(diffusers.ControlNetModel(cross_attention_dim=768))
-        ours = module.shapes_of(lambda ops: module.ControlNet(module.ControlNetConfig(SD15), ops))
-        found = module.to_diffusers({key: torch.empty(shape) for key, shape in ours.items()})
-    assert {key: tuple(value.shape) for key, value in found.items()} == expected
+        expected = shapes_of(diffusers.ControlNetModel(**options))
+        ours = ControlNet(ControlNetConfig(config)).state_dict()
+    found = {key: tuple(value.shape) for key, value in to_diffusers(ours).items()}
+    assert found == expected
 
 
 @EVERY
