@@ -92,7 +92,7 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: object, **options: object) -> None:
         pytest.fail("a net was loaded before the arguments were checked")
 
-    monkeypatch.setattr(commands, "load_controlnet", load)
+    monkeypatch.setattr(commands, "load_control", load)
     monkeypatch.setattr(tiny, "load_pipeline", load)
 
 
