@@ -160,10 +160,13 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
+    hint = to_hint(_hint(arguments, size)).to(arguments.device)
     net = _net(arguments)
-    hint = _typed(to_hint(_hint(arguments, size)).to(arguments.device), net, arguments)
+    hints = _typed(hint, net, arguments)
     return [
-        Control(net, hint, arguments.strength, arguments.start, arguments.end, arguments.guess_mode)
+        Control(
+            net, hints, arguments.strength, arguments.start, arguments.end, arguments.guess_mode
+        )
     ]
 
 
