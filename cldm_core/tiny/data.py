@@ -30,7 +30,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Emoji:
     """One picture: its file's stem, its name and keywords, and its pixels.
 
-    rgba: (256, 256, 4) float32 in [0, 1], premultiplied.
+    rgba: (128, 128, 4) float32 in [0, 1], premultiplied.
     """
 
     stem: str
@@ -89,7 +89,10 @@ def load_emoji(pictures: Path, keywords: Path) -> list[Emoji]:
                 raise CldmError(f"{member.name} in {pictures} can't be read as a picture.")
             rgba = bgra[:256, :256, [2, 1, 0, 3]].astype(np.float32) / 255
             rgba[..., :3] *= rgba[..., 3:]
-            found.append(Emoji(path.stem, words[text], rgba))
+            # Area averaging here, and a smooth placement in `render`: warping straight from 256
+            # would alias.
+            small = cv2.resize(rgba, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            found.append(Emoji(path.stem, words[text], small))
     if not found:
         raise CldmError(
             f"{pictures} holds no usable picture: expected the npm package "
@@ -117,9 +120,7 @@ def render(emoji: Emoji, matrix: Array | None = None) -> tuple[Array, Array]:
 
     if matrix is None:
         matrix = placement()
-    # Area averaging first, then a smooth placement: warping straight from 256 would alias.
-    small = cv2.resize(emoji.rgba, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    placed = cv2.warpAffine(small, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
+    placed = cv2.warpAffine(emoji.rgba, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR)
     return placed[..., :3] + (1 - placed[..., 3:]), placed[..., 3]
 
 

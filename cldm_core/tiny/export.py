@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import config_metadata, save
-from ..config import TINY
+from ..config import TINY, ControlNetConfig
 from ..controlnet import ControlNet
 from .cache import Cache
 from .data import Emoji, render
@@ -32,15 +32,14 @@ def latent_rgb(vae: TinyVAE, pictures: list[Emoji], scale: float) -> list[list[f
 
     It is what a host shows while it samples.
     """
-    pixels = (
-        torch.from_numpy(np.stack([render(emoji)[0] for emoji in pictures])).permute(0, 3, 1, 2) * 2
-        - 1
-    )
+    device = next(vae.parameters()).device
+    pictures_on_white = np.stack([render(emoji)[0] for emoji in pictures])
+    pixels = torch.from_numpy(pictures_on_white).to(device).permute(0, 3, 1, 2) * 2 - 1
     with torch.no_grad():
         latents = vae.encode(pixels) * scale  # (N, 4, 16, 16)
     rows = latents.permute(0, 2, 3, 1).reshape(-1, 4)
     colours = nn.functional.avg_pool2d(pixels, 8).permute(0, 2, 3, 1).reshape(-1, 3)
-    design = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    design = torch.cat([rows, torch.ones(len(rows), 1, device=device)], dim=1)
     solution: list[list[float]] = torch.linalg.lstsq(design, colours).solution.tolist()
     return solution
 
@@ -66,4 +65,4 @@ def export(
     save(text, folder / "text.safetensors", common)
     for name, net in controls.items():
         target = folder / f"control_{name}.safetensors"
-        save(half(net), target, {**common, **config_metadata(net.config), "hint": name})
+        save(half(net), target, {**common, **config_metadata(ControlNetConfig(TINY)), "hint": name})

@@ -17,11 +17,17 @@ from ..residuals import weigh
 from . import CONTROLS, load_control, load_pipeline, load_vae, weights
 from .data import Emoji
 from .evaluate import SEED, adherence, originals, sample
+from .loop import RECORD_EVERY
 from .stage_control import Task
 from .stage_vae import pixels, psnr
 
 CARD = Path(__file__).parent / "card"
 SHEET_ROWS, SHEET_COLUMNS = 8, 4
+METRICS = {
+    "psnr": "PSNR, dB",
+    "held_out_loss": "loss on held-out pictures",
+    "adherence": "adherence",
+}
 
 
 def write_report(
@@ -90,10 +96,11 @@ def _strength_0_changes_nothing(pipeline: Pipeline, net: ControlNet, hints: Pict
 
 
 def _stage(path: Path) -> dict[str, Any]:
-    plan, *rows = (json.loads(line) for line in path.read_text().splitlines())
-    seconds = sum(row["seconds_per_step"] * 50 for row in rows)
+    head, *rows = (json.loads(line) for line in path.read_text().splitlines())
+    seconds = sum(row["seconds_per_step"] * RECORD_EVERY for row in rows)
     return {
-        **plan["plan"],
+        **head["plan"],
+        "device": head["device"],
         "final_loss": round(rows[-1]["loss"], 5),
         "minutes": round(seconds / 60, 1),
     }
@@ -122,12 +129,13 @@ def _contact_sheet(prompts: Sequence[str], columns: Sequence[Picture], path: Pat
 
 
 def _plot_training(folder: Path, tasks: Sequence[Task], path: Path) -> None:
-    """Loss of every stage, and PSNR or adherence over the steps: the sudden convergence."""
+    """Loss of every stage, and what was measured over its steps: the sudden convergence."""
     from matplotlib.figure import Figure
 
-    stages = ["vae", "unet", *(f"control_{task.name}" for task in tasks)]
-    figure = Figure(figsize=(3.6 * len(stages), 3.2), layout="constrained")
-    for axis, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+    nets = [f"control_{task.name}" for task in tasks]
+    stages = ["vae", *nets, "unet", *(f"{net}_any_prompt" for net in nets)]
+    figure = Figure(figsize=(12, 6.4), layout="constrained")
+    for axis, stage in zip(figure.subplots(2, 3).flat, stages, strict=True):
         rows = [
             json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()[1:]
         ]
@@ -140,7 +148,7 @@ def _plot_training(folder: Path, tasks: Sequence[Task], path: Path) -> None:
         axis.set_title(stage)
         axis.set_xlabel("step")
         axis.set_yscale("log")
-        for metric, label in (("psnr", "PSNR, dB"), ("adherence", "adherence")):
+        for metric, label in METRICS.items():
             points = [(row["step"], row[metric]) for row in rows if metric in row]
             if points:
                 other = axis.twinx()

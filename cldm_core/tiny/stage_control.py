@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ..attention import sdpa
 from ..controlnet import ControlNet
 from ..pipeline import Picture, Pipeline
 from ..surgery import add_control
-from .cache import VARIANTS, Cache
+from .batches import Batch, Batches, Prompts
+from .cache import Cache
 from .data import Emoji
 from .evaluate import HintOfPicture, Score, adherence, originals, sample
-from .loop import Metrics, Plan, train
-from .stage_unet import SCHEDULE, TextToLatents, captions, float_attention
-from .text import tokenize
+from .loop import Metrics, Plan, graphed, train
+from .stage_unet import TextToLatents, training_attention
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-# As many empty prompts as in the first trial; the paper has 50 %, with captions that say far more.
-EMPTY_PROMPTS = 0.3
+# The paper's share.
+PROMPTS = Prompts(empty=0.5)
+# Afterwards, as a second stage: the UNet knows the names of its pictures by heart, and a prompt
+# that it does not know reads like one of them. The net learns to follow the hint all the same.
+ANY_PROMPTS = Prompts(empty=0.2, other=0.5)
 PROBES = 16
 PROBE_STEPS = 15
 
@@ -40,6 +42,48 @@ class Task:
     hint_of: HintOfPicture
     score: Score
     plan: Plan
+    any_prompt_plan: Plan
+
+
+class Steered(nn.Module):
+    """The frozen nets with a ControlNet on them."""
+
+    def __init__(self, net: ControlNet, nets: TextToLatents) -> None:
+        super().__init__()
+        self.net, self.nets = net, nets
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, hint: Tensor) -> Tensor:
+        with torch.autocast(noisy.device.type, torch.bfloat16, cache_enabled=False):
+            context = self.nets.text(tokens).last_hidden_state
+            # Not encode_hint: it looks at the hint's values, which a CUDA graph can't.
+            features = self.net.input_hint_block(hint)
+            control = self.net(noisy, features, timesteps, context)
+            eps: Tensor = self.nets.unet(noisy, timesteps, context, control=control)
+        return eps
+
+
+def _loss(
+    hint_name: str,
+    net: ControlNet,
+    nets: TextToLatents,
+    cache: Cache,
+    batches: Batches,
+    prompts: Prompts,
+) -> Callable[[np.random.Generator, torch.Generator], Tensor]:
+    """What `train` calls for each step."""
+
+    def inputs(batch: Batch) -> tuple[Tensor, ...]:
+        hint = cache.hint(hint_name, batch.pictures, batch.variants)
+        return batch.noisy, batch.timesteps, batch.tokens, hint
+
+    first = batches.draw(torch.Generator(batches.device), prompts)
+    predict = graphed(Steered(net, nets), *inputs(first))
+
+    def loss_of(_: np.random.Generator, generator: torch.Generator) -> Tensor:
+        batch = batches.draw(generator, prompts)
+        return batches.loss(predict(*inputs(batch)), batch)
+
+    return loss_of
 
 
 def train_control(
@@ -52,32 +96,14 @@ def train_control(
     pipeline: Pipeline,
     folder: Path,
 ) -> ControlNet:
-    """The trained net, with averaged weights.
+    """The trained net, with averaged weights, on the cache's device.
 
     The record has the adherence on held-out pictures over the steps.
     """
-    plan = task.plan
-    torch.manual_seed(plan.seed)
-    net = add_control(nets.unet, attention=float_attention)
-    latents = cache.latents * cache.scale
+    torch.manual_seed(task.plan.seed)
+    net = add_control(nets.unet, attention=training_attention)
     probes = held_out[:PROBES]
     hints = np.stack([task.hint_of(picture) for picture in originals(probes)])
-
-    def loss_of(module: ControlNet, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
-        chosen = rng.integers(len(pictures), size=plan.batch).tolist()
-        variants = rng.integers(VARIANTS, size=plan.batch).tolist()
-        clean = latents[chosen, variants]
-        tokens = tokenize(tokenizer, captions(pictures, chosen, rng, empty=EMPTY_PROMPTS))
-        eps = torch.randn(clean.shape, generator=noise)
-        timesteps = torch.randint(SCHEDULE.timesteps, (plan.batch,), generator=noise)
-        with torch.autocast("cpu", torch.bfloat16):
-            noisy = SCHEDULE.add_noise(clean, eps, timesteps)
-            context = nets.text(tokens).last_hidden_state
-            control = module(
-                noisy, None, timesteps, context, hint=cache.hint(task.name, chosen, variants)
-            )
-            predicted = nets.unet(noisy, timesteps, context, control=control)
-        return F.mse_loss(predicted.float(), eps)
 
     def evaluate(weights: dict[str, Tensor]) -> Metrics:
         probe = add_control(nets.unet, attention=sdpa)
@@ -86,21 +112,30 @@ def train_control(
         generated: Picture = sample(pipeline, prompts, probe.eval(), hints, steps=PROBE_STEPS)
         return {"adherence": float(np.mean(adherence(generated, hints, task.hint_of, task.score)))}
 
-    net.load_state_dict(
-        train(f"control_{task.name}", net, loss_of, plan, folder, evaluate=evaluate)
-    )
+    for suffix, plan, prompts in (
+        ("", task.plan, PROMPTS),
+        ("_any_prompt", task.any_prompt_plan, ANY_PROMPTS),
+    ):
+        batches = Batches(pictures, cache, tokenizer, plan.batch)
+        loss_of = _loss(task.name, net, nets, cache, batches, prompts)
+        weights = train(
+            f"control_{task.name}{suffix}", net, loss_of, plan, folder, evaluate=evaluate
+        )
+        net.load_state_dict(weights)
     net.eval().requires_grad_(False)
     return net
 
 
 CANNY_PLAN = Plan(
-    steps=1500,
-    batch=32,
-    lr=6e-4,
+    steps=4500,
+    batch=256,
+    lr=5e-4,
     seed=3,
     floor=0.1,
-    ema=0.99,
+    ema=0.998,
     weight_decay=0.01,
     evaluate_every=100,
 )
-MASK_PLAN = replace(CANNY_PLAN, steps=600, seed=4)
+CANNY_ANY_PROMPT_PLAN = replace(CANNY_PLAN, steps=600, seed=5, warmup=30, floor=0.0, ema=0.99)
+MASK_PLAN = replace(CANNY_PLAN, steps=1500, seed=4)
+MASK_ANY_PROMPT_PLAN = replace(CANNY_ANY_PROMPT_PLAN, steps=150, batch=16, seed=6)

@@ -50,25 +50,29 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_vae(
-    pictures: Sequence[Emoji], held_out: Sequence[Emoji], folder: Path, plan: Plan = PLAN
+    pictures: Sequence[Emoji],
+    held_out: Sequence[Emoji],
+    folder: Path,
+    device: torch.device,
+    plan: Plan = PLAN,
 ) -> TinyVAE:
-    """The trained autoencoder; the record has the PSNR on the held-out pictures."""
+    """The trained autoencoder on `device`; the record has the PSNR on the held-out pictures."""
     torch.manual_seed(plan.seed)
-    vae = TinyVAE()
+    vae = TinyVAE().to(device)
     vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    probe = pixels([render(emoji)[0] for emoji in held_out])
+    probe = pixels([render(emoji)[0] for emoji in held_out]).to(device)
 
-    def loss_of(module: TinyVAE, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+    def loss_of(rng: np.random.Generator, noise: torch.Generator) -> Tensor:
         chosen = rng.integers(len(pictures), size=plan.batch).tolist()
-        target = pixels([_augmented(pictures[i], rng) for i in chosen]) * 0.5 + 0.5
-        with torch.autocast("cpu", torch.bfloat16):
-            latents = module.encoder(target)
-            latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=noise)
-            output = module.decoder(latents)
+        target = pixels([_augmented(pictures[i], rng) for i in chosen]).to(device) * 0.5 + 0.5
+        with torch.autocast(device.type, torch.bfloat16):
+            latents = vae.encoder(target)
+            blur = torch.randn(latents.shape, generator=noise, device=device)
+            output = vae.decoder(latents + LATENT_NOISE * blur)
         return reconstruction_loss(output.float(), target)
 
     def evaluate(weights: dict[str, Tensor]) -> Metrics:
-        averaged = TinyVAE()
+        averaged = TinyVAE().to(device)
         averaged.load_state_dict(weights)
         return {"psnr": psnr(averaged, probe)}
 

@@ -1,0 +1,108 @@
+"""Training batches of the UNet and of the ControlNets, drawn where the latents are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..diffusion import NoiseSchedule
+from .cache import Cache
+from .data import Emoji, random_caption
+from .text import tokenize
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+SCHEDULE = NoiseSchedule()
+CAPTIONS = 32
+SEED = 8
+SNR_BOUND = 5.0
+
+
+class Noising:
+    """NoiseSchedule.add_noise and the loss, from tables on the device: no step waits for a copy."""
+
+    def __init__(self, device: torch.device) -> None:
+        share = SCHEDULE.alphas_cumprod()
+        self.alpha = share.sqrt().float().to(device)
+        self.sigma = (1 - share).sqrt().float().to(device)
+        self.weight = (SNR_BOUND * (1 - share) / share).clamp(max=1).float().to(device)
+
+    def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        alpha, sigma = (table[timesteps].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
+        return alpha * latents + sigma * noise
+
+    def loss(self, predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Squared error with the weights of Hang et al. 2023 (Min-SNR, gamma 5).
+
+        Almost clean latents weigh less, so that more of the net goes to shapes and colours.
+        """
+        errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        return (self.weight[timesteps] * errors).mean()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Shares of the prompts that are empty, and, of the others, that another picture has."""
+
+    empty: float
+    other: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step sees: noisy latents, timesteps and tokens, the noise, and where they are from."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    tokens: Tensor
+    noise: Tensor
+    pictures: Tensor
+    variants: Tensor
+
+
+def caption_tokens(pictures: Sequence[Emoji], tokenizer: CLIPTokenizer) -> Tensor:
+    """Tokens (pictures, CAPTIONS, LENGTH) of random captions: no step waits for the tokenizer."""
+    rng = np.random.default_rng(SEED)
+    texts = [random_caption(emoji, rng) for emoji in pictures for _ in range(CAPTIONS)]
+    return tokenize(tokenizer, texts).view(len(pictures), CAPTIONS, -1)
+
+
+class Batches:
+    """Random pictures in random placements, with random captions, noise and timesteps."""
+
+    def __init__(
+        self, pictures: Sequence[Emoji], cache: Cache, tokenizer: CLIPTokenizer, size: int
+    ) -> None:
+        self.size, self.device = size, cache.latents.device
+        self.noising = Noising(self.device)
+        self.latents = cache.latents * cache.scale
+        self.captions = caption_tokens(pictures, tokenizer).to(self.device)
+        self.no_caption = tokenize(tokenizer, [""]).to(self.device)
+
+    def draw(self, generator: torch.Generator, prompts: Prompts) -> Batch:
+        """A batch; the generator is on self.device."""
+
+        def below(bound: int) -> Tensor:
+            return torch.randint(bound, (self.size,), generator=generator, device=self.device)
+
+        def happens(share: float) -> Tensor:
+            return torch.rand(self.size, generator=generator, device=self.device) < share
+
+        pictures, variants = below(len(self.latents)), below(self.latents.shape[1])
+        clean = self.latents[pictures, variants]
+        empty, caption = happens(prompts.empty), below(CAPTIONS)
+        noise = torch.randn(clean.shape, generator=generator, device=self.device)
+        timesteps = below(SCHEDULE.timesteps)
+        told = torch.where(happens(prompts.other), below(len(self.latents)), pictures)
+        tokens = torch.where(empty[:, None], self.no_caption, self.captions[told, caption])
+        noisy = self.noising.add(clean, noise, timesteps)
+        return Batch(noisy, timesteps, tokens, noise, pictures, variants)
+
+    def loss(self, predicted: Tensor, batch: Batch) -> Tensor:
+        return self.noising.loss(predicted, batch.noise, batch.timesteps)
