@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..config import ControlNetConfig, UNetConfig
 from ..errors import CheckpointMismatch
+from .guard import require_plausible
 from .read import StateDict
 
 HEAD_CHANNELS = 64
@@ -56,6 +57,7 @@ def unet_config(state: StateDict, *, head_channels: int | None = None) -> UNetCo
         use_scale_shift_norm=_scale_shift(state),
         conv_resample=conv_resample,
     )
+    require_plausible(config.to_dict(), len(state), "The file")
     _check_heads(state, config)
     return config
 

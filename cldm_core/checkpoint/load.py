@@ -20,6 +20,7 @@ from .dtypes import unified
 from .families import FAMILIES, Family
 from .fit import conformed, require_fit
 from .formats import DIFFUSERS, UNET, UNET_PREFIX, Format, Where, inner, nearest, recognise
+from .guard import require_finite, require_plausible
 from .keymap import DIFFUSERS_UNET, to_cldm
 from .read import Checkpoint, Source, StateDict, metadata_record, read
 from .skeleton import shapes_of
@@ -56,6 +57,7 @@ def load_control(
     kind, state = contents(checkpoint)
     family = FAMILIES[kind.name]
     state = unified(family.canonical(state), dtype, checkpoint.name)
+    require_finite(state, checkpoint.name)
     config = config or stored_config(checkpoint, family) or family.config_of(state, base)
     if family.bound:
         net: ControlModule = family.net(state, config, attention=attention)
@@ -121,6 +123,7 @@ def load_unet(
     """
     checkpoint = read(path_or_state_dict)
     state = unified(unet_part(checkpoint), dtype, checkpoint.name)
+    require_finite(state, checkpoint.name)
     config = config or _stored(checkpoint, UNetConfig, "unet") or unet_config(state)
     build = partial(ControlledUNet, config, attention=attention)
     unet = _filled(build, ops, state, checkpoint.name)
@@ -183,9 +186,14 @@ def stored_config(checkpoint: Checkpoint, family: Family) -> Any:
 
 def _stored(checkpoint: Checkpoint, config: type[Any], kind: str) -> Any:
     record = metadata_record(checkpoint, CONFIG_KEY)
-    if record is None or record.pop("kind", None) != kind:
+    if record is None:
         return None
-    return config.from_dict(record)
+    # The embedded model has `kind`, which is also a field of adapters.
+    if (record.pop("family", None) or record.pop("kind", None)) != kind:
+        return None
+    stored = config.from_dict(record)
+    require_plausible(record, len(checkpoint.tensors), checkpoint.name)
+    return stored
 
 
 def _filled(build: Callable[..., N], ops: Any, state: StateDict, name: str) -> N:

@@ -11,10 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import DamagedCheckpoint, UnsupportedCheckpoint
+from ..errors import CldmError, DamagedCheckpoint, UnsupportedCheckpoint
+from .guard import (
+    require_dense,
+    require_own_numbers,
+    require_small_header,
+    require_stored,
+)
 
 StateDict = Mapping[str, Tensor]
 
@@ -30,6 +36,10 @@ TYPES = {
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "C64": torch.complex64,
     "BOOL": torch.bool,
 }
 """Types by their names in a header of safetensors."""
@@ -63,7 +73,9 @@ def read(source: Source) -> Checkpoint:
         return Checkpoint(_unwrapped(source, "the state dict"))
     path = _existing(source)
     if _is_torch_file(path):
-        return Checkpoint(_unwrapped(_read_torch(path), path.name), {}, path.name)
+        tensors = _unwrapped(_read_torch(path), path.name)
+        require_own_numbers(tensors, path)
+        return Checkpoint(tensors, {}, path.name)
     tensors, metadata = _read_safetensors(path, lambda file, key: file.get_tensor(key))
     return Checkpoint(tensors, metadata, path.name)
 
@@ -89,7 +101,7 @@ def metadata_record(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedCheckpoint(
             f"{checkpoint.name} has unreadable metadata under {key!r}: {error}."
         ) from error
@@ -123,10 +135,14 @@ def _is_torch_file(path: Path) -> bool:
 def _read_safetensors(
     path: Path, tensor_of: Callable[[Any, str], Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
+    require_small_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             return {key: tensor_of(file, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except CldmError:
+        raise
+    # A damaged file may fail in any way, and each is the file's fault.
+    except Exception as error:
         raise DamagedCheckpoint(
             f"{path.name} can't be read as safetensors ({_first_line(error)}): it is "
             f"truncated, damaged or something else. Download or export it again."
@@ -136,7 +152,13 @@ def _read_safetensors(
 def _outline(file: Any, key: str) -> Tensor:
     """A tensor's shape and type, without its numbers."""
     outline = file.get_slice(key)
-    return torch.empty(outline.get_shape(), dtype=TYPES[outline.get_dtype()], device="meta")
+    name = outline.get_dtype()
+    if name not in TYPES:
+        raise UnsupportedCheckpoint(
+            f"The file stores {key!a} as {name}, which no layer computes in: take an fp16, bf16 or "
+            f"fp32 version of it."
+        )
+    return torch.empty(outline.get_shape(), dtype=TYPES[name], device="meta")
 
 
 def _read_torch(path: Path) -> Any:
@@ -148,6 +170,7 @@ def _read_torch(path: Path) -> Any:
             f"{path.name} is a TorchScript program, not a file of weights: get the weights as a "
             f".safetensors file."
         )
+    require_stored(path)
     try:
         with open(path, "rb") as handle:
             source = path if mapped else handle
@@ -157,16 +180,8 @@ def _read_torch(path: Path) -> Any:
             f"{path.name} is damaged, or holds more than tensors and could run code when read, so "
             f"it was refused: get a .safetensors version of it."
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        IndexError,
-    ) as error:
+    # A damaged file may fail in any way, and each is the file's fault.
+    except Exception as error:
         raise DamagedCheckpoint(
             f"{path.name} can't be read as a PyTorch file ({_first_line(error)}): it is truncated "
             f"or damaged. Download it again."
@@ -201,4 +216,5 @@ def _unwrapped(content: Any, name: str) -> StateDict:
         raise UnsupportedCheckpoint(
             f"{name} holds no tensors by name: it is no checkpoint of a network."
         )
+    require_dense(tensors, name)
     return tensors

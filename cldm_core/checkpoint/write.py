@@ -26,7 +26,7 @@ def config_metadata(config: Any) -> dict[str, str]:
     """
     kinds = {family.config: family.kind for family in FAMILIES.values()} | {UNetConfig: "unet"}
     kind = kinds[type(config)]
-    return {CONFIG_KEY: json.dumps({"kind": kind, **config.to_dict()})}
+    return {CONFIG_KEY: json.dumps({"family": kind, **config.to_dict()})}
 
 
 def save(
