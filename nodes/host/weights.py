@@ -46,12 +46,14 @@ def plain(layer: Any, name: str, value: Any) -> Tensor:
 
 def patched(layer: Any, name: str, value: Tensor) -> Tensor:
     """The weight with the patches that the host has put off until the layer runs."""
-    functions: list[Any] = [*_some(getattr(layer, f"{name}_function", None))]
-    functions += _some(getattr(layer, f"{name}_lowvram_function", None))
+    # In the host's order: a model's own patches, then what wraps its layers.
+    functions: list[Any] = [*_some(getattr(layer, f"{name}_lowvram_function", None))]
+    functions += _some(getattr(layer, f"{name}_function", None))
     if not functions:
         return value
-    # The patches work in place.
-    value = value.to(comfy.model_management.get_torch_device(), copy=True)
+    # The patches work in place, and nothing can be added in types of 8 bits.
+    dtype = torch.float32 if value.dtype.itemsize == 1 else value.dtype
+    value = value.to(comfy.model_management.get_torch_device(), dtype, copy=True)
     for function in functions:
         value = function(value)
     return value
