@@ -20,7 +20,9 @@ from torch import Tensor
 from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
 from ...cldm_core import load_control as load_net
 from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
+from ...cldm_core.checkpoint.families import FAMILIES
 from ...cldm_core.checkpoint.formats import Where, inner, recognise
+from ...cldm_core.checkpoint.load import contents
 from .control import HostControl, patcher_for
 from .kinds import kind_of_control
 
@@ -97,7 +99,9 @@ def as_control(source: Checkpoint, config: Any = None) -> HostControl:
     cast = comfy.model_management.unet_manual_cast(stored, device)
     layers = comfy.ops.pick_operations(stored, cast)
     attention = HostAttention()
-    net = load_net(source, config=config, dtype=stored, ops=layers, attention=attention)
+    # A net upon a base adds in its file's type, as in the host, and casts when it computes.
+    dtype = None if FAMILIES[contents(source)[0].name].bound else stored
+    net = load_net(source, config=config, dtype=dtype, ops=layers, attention=attention)
     if getattr(net, "unet_config", None) == SD21:
         # As in the host: half precision overflows in SD 2.x's attention.
         attention.precision = torch.float32
@@ -109,7 +113,7 @@ def _pool(control: HostControl, path: Path, pooling: bool | None) -> tuple[str, 
     """Sets whether residuals are averaged over the picture, and says so."""
     config = control.net.config
     if not isinstance(config, ControlNetConfig):
-        return ()
+        return () if pooling is None else ("Pooling: this kind of net has none.",)
     reason = "as set in the node"
     if pooling is None:
         named = path.stem.endswith(POOLED_NAMES)
