@@ -44,4 +44,6 @@ def _check_controlnet(net: UNetConfig, unet: UNetConfig) -> None:
 
 
 def _listed(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "no width" if value is None else str(value)
