@@ -14,6 +14,7 @@ from .dtypes import common_type, is_scaled, type_name, without_scales
 from .families import FAMILIES, Family
 from .fit import conformed, differences
 from .formats import Format, Where, inner, layout, nearest, recognise
+from .keymap import DIFFUSERS_UNET
 from .load import stored_config, unet_part
 from .read import Checkpoint, Source, StateDict, is_legacy, read_header
 from .skeleton import shapes_of
@@ -109,8 +110,9 @@ def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
     if kind is None:
         about = _unknown(state)
     elif kind.name == "base_model":
+        keys = "diffusers" if DIFFUSERS_UNET in state else "cldm"
         state = unet_part(checkpoint)
-        about = _base_model(state)
+        about = _base_model(state) | {"layout": keys}
     elif kind.where is Where.HERE:
         about = _control(checkpoint, kind, state)
     else:
@@ -150,7 +152,7 @@ def _unknown(state: StateDict) -> dict[str, Any]:
 
 def _base_model(state: StateDict) -> dict[str, Any]:
     try:
-        return {"kind": "base model", "family": base_name(unet_config(state)), "layout": "cldm"}
+        return {"kind": "base model", "family": base_name(unet_config(state))}
     except CldmError as error:
         return {"kind": "base model", "note": str(error)}
 
