@@ -1,5 +1,6 @@
 """Real ComfyUI hosts for the tests in this folder; every test here is marked `host`."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,3 +53,34 @@ def in_host(install: HostInstall, tmp_path: Path) -> Callable[..., dict[str, Any
         return run_in_host(install, script, args, folder=tmp_path)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def families(
+    install: HostInstall, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What the cases of every family (tests/host/inside) found in this host, by their groups."""
+    from safetensors.torch import save_file
+
+    from ..cldm_core.samples import OTHERS
+
+    folder = tmp_path_factory.mktemp(f"families-{install.version}")
+    others = folder / "others"
+    others.mkdir()
+    for name, made in OTHERS.items():
+        state = {key: value.contiguous() for key, value in made().items()}
+        save_file(state, others / f"{name}.safetensors")
+    args = {"others": str(others), "kohya": os.environ.get("LLLITE_NODE")}
+    return run_in_host(install, HERE / "inside" / "families.py", args, folder=folder)
+
+
+@pytest.fixture
+def case(families: dict[str, dict[str, Any]]) -> Callable[[str, str], Any]:
+    """`case(group, name)`: what one case found; its traceback, where it failed."""
+
+    def one(group: str, name: str) -> Any:
+        answer = families[group][name]
+        assert "failed" not in answer, answer["failed"]
+        return answer
+
+    return one
