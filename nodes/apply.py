@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from .host import HostControl, check_conditioning, patch_model
+from .host import HostControl, HostForeign, Shape, check_conditioning, patch_model
 
 CATEGORY = "ControlNet-CLDM"
 
@@ -43,6 +43,26 @@ def strength_inputs() -> list[io.Input]:
     ]
 
 
+def shape_inputs() -> list[io.Input]:
+    """How it acts over the sampling and over the picture."""
+    return [
+        io.String.Input(
+            "schedule",
+            default="",
+            optional=True,
+            tooltip="Factors of the strength over the noise schedule, such as 0: 1, 0.5: 0.4, "
+            "1: 0. Behind a pair may stand how it goes on: linear, hold, ease_in, ease_out or "
+            "cosine. Empty is 1 throughout.",
+        ),
+        io.Mask.Input(
+            "mask",
+            optional=True,
+            tooltip="Where in the picture the control acts: white fully, black not at all. A "
+            "batch gives one mask to each picture.",
+        ),
+    ]
+
+
 def control_input() -> io.Input:
     return io.ControlNet.Input("control_net", tooltip="A ControlNet from Load ControlNet.")
 
@@ -61,17 +81,22 @@ def with_hint(
     image: Tensor,
     strength: float,
     window: tuple[float, float],
+    shape: Shape,
     vae: Any = None,
 ) -> Any:
     """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1]."""
-    if isinstance(control_net, HostControl):
-        control_net.check_settings()
     if window[0] > window[1]:
         raise ValueError(
             f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
             f"the first or raise the second."
         )
-    return control_net.copy().set_cond_hint(image.movedim(-1, 1), strength, window, vae=vae)
+    control = control_net.copy()
+    if isinstance(control, HostControl):
+        control.check_settings()
+        control.shape = shape
+    elif not shape.changes_nothing:
+        control = HostForeign(control, shape)
+    return control.set_cond_hint(image.movedim(-1, 1), strength, window, vae=vae)
 
 
 class ApplyControlNet(io.ComfyNode):
@@ -102,6 +127,7 @@ class ApplyControlNet(io.ComfyNode):
                     tooltip="Only for nets whose hint is a latent, such as those for SD 3 and "
                     "Flux; nets for SD 1.5, 2.1 and SDXL don't read it.",
                 ),
+                *shape_inputs(),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -124,12 +150,15 @@ class ApplyControlNet(io.ComfyNode):
         start_percent: float,
         end_percent: float,
         vae: Any = None,
+        schedule: str = "",
+        mask: Tensor | None = None,
     ) -> io.NodeOutput:
         if isinstance(control_net, HostControl):
             check_conditioning(control_net.net, [*positive, *negative])
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        base = with_hint(control_net, image, strength, (start_percent, end_percent), vae)
+        window, shape = (start_percent, end_percent), Shape.of(schedule, mask)
+        base = with_hint(control_net, image, strength, window, shape, vae)
         # One object for both sides and for each chain before it: the host batches rows only of the
         # same object.
         controls: dict[int, Any] = {}
@@ -170,6 +199,7 @@ class PatchModel(io.ComfyNode):
                 control_input(),
                 hint_input(),
                 *strength_inputs(),
+                *shape_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the control in it.")
@@ -185,6 +215,8 @@ class PatchModel(io.ComfyNode):
         strength: float,
         start_percent: float,
         end_percent: float,
+        schedule: str = "",
+        mask: Tensor | None = None,
     ) -> io.NodeOutput:
         if not isinstance(control_net, HostControl):
             raise ValueError(
@@ -192,5 +224,6 @@ class PatchModel(io.ComfyNode):
                 "takes such nets: use that, or load the file with Load ControlNet (CLDM) if it is "
                 "for SD 1.5, 2.1 or SDXL."
             )
-        control = with_hint(control_net, image, strength, (start_percent, end_percent))
+        window, shape = (start_percent, end_percent), Shape.of(schedule, mask)
+        control = with_hint(control_net, image, strength, window, shape)
         return io.NodeOutput(model if strength == 0 else patch_model(model, control))

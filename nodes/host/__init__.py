@@ -17,15 +17,19 @@ from .files import (
     log,
     new_controlnet_path,
 )
+from .foreign import HostForeign
 from .kinds import HostBound, HostLLLite, HostUnion
 from .model_door import patch_model
+from .shape import Shape
 
 __all__ = [
     "HostBound",
     "HostControl",
+    "HostForeign",
     "HostLLLite",
     "HostUnion",
     "Loaded",
+    "Shape",
     "as_control",
     "check_conditioning",
     "controlnet_files",

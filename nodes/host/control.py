@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.controlnet
 import comfy.model_management
@@ -14,8 +14,10 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from ...cldm_core import Residuals, weigh
+from ...cldm_core.masks import mask_residuals, residual_sizes
 from .checks import check_model
 from .residuals import HostResiduals, conditional_only, merged, rows_of, spread, to_host
+from .shape import Shape
 
 
 def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
@@ -27,6 +29,18 @@ def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
     return patcher(
         module, load_device=device, offload_device=comfy.model_management.unet_offload_device()
     )
+
+
+class Place(NamedTuple):
+    """Where a net's part of the control goes: strength of the step, latents, prompts in the batch.
+
+    `options` go on to the UNet and may be added to.
+    """
+
+    strength: float
+    x: Tensor
+    batched_number: int
+    options: dict[str, Any]
 
 
 class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
@@ -41,7 +55,9 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         super().__init__()
         self.patcher = patcher
         self.compute_type = compute_type
+        self.shape = Shape()
         self.model_sampling: Any = None
+        self.sigma_of: Any = None
         self.features: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
     @property
@@ -53,6 +69,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         """The same net with settings of its own; the host's apply nodes call this."""
         other = type(self)(self.patcher, self.compute_type)
         self.copy_to(other)
+        other.shape = self.shape
         return other
 
     def get_models(self) -> list[Any]:
@@ -69,6 +86,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         super().pre_run(model, percent_to_timestep_function)
         self.features.clear()
         self.model_sampling = model.model_sampling
+        self.sigma_of = percent_to_timestep_function
         self._cleanup_with(getattr(model, "current_patcher", None))
 
     def _cleanup_with(self, patcher: Any) -> None:
@@ -90,7 +108,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
 
     def _drop(self) -> None:
         super().cleanup()
-        self.model_sampling = None
+        self.model_sampling = self.sigma_of = None
         self.features.clear()
 
     def cleanup(self) -> None:
@@ -120,8 +138,12 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
             and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]
         ):
             return previous  # type: ignore[no-any-return]
+        strength = self.strength * self.shape.factor(float(t[0]), self.sigma_of)
+        if strength == 0:
+            return previous  # type: ignore[no-any-return]
         found = self._evaluate(x_noisy, t, cond, batched_number)
-        return merged(self._own(found, batched_number, transformer_options), previous)
+        place = Place(strength, x_noisy, batched_number, transformer_options)
+        return merged(self._own(found, place), previous)
 
     def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int) -> Any:
         """What the net makes of the latents."""
@@ -136,14 +158,18 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
             None if y is None else y.to(dtype),
         )
 
-    def _own(
-        self, found: Residuals, batched_number: int, options: dict[str, Any]
-    ) -> HostResiduals | None:
-        """This net's part of the control. `options` go on to the UNet and may be added to."""
+    def _own(self, found: Residuals, place: Place) -> HostResiduals | None:
+        """This net's part of the control."""
         if self.pooled:
             # The author's advice for such nets (README of ControlNet 1.1, shuffle).
-            found = conditional_only(found, options, batched_number)
-        return to_host(weigh(found, self.strength))
+            found = conditional_only(found, place.options, place.batched_number)
+        found = weigh(found, place.strength)
+        mask = self.shape.mask_for(place.x.shape[0], place.batched_number)
+        if mask is not None:
+            height, width = place.x.shape[-2:]
+            known = residual_sizes(self.net.unet_config, height, width) if self.pooled else None
+            found = mask_residuals(found, mask, known)
+        return to_host(found)
 
     @property
     def pooled(self) -> bool:
@@ -204,6 +230,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
             patcher_for(copy.deepcopy(self.patcher.model), load_device), self.compute_type
         )
         self.copy_to(other)
+        other.shape = self.shape
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other

@@ -10,9 +10,10 @@ from torch import Tensor
 from ...cldm_core import CldmError, UnknownControlType
 from ...cldm_core.control_lora import BoundControlNet
 from ...cldm_core.lllite import ControlLLLite
+from ...cldm_core.masks import mask_patch
 from ...cldm_core.projections import Patch, by_attention
 from ...cldm_core.union import UnionControlNet, control_type_names, control_type_number
-from .control import HostControl
+from .control import HostControl, Place
 from .residuals import HostResiduals
 from .weights import BaseModelWeights
 
@@ -102,23 +103,22 @@ class HostBound(HostControl):
 class HostLLLite(HostControl):
     """A ControlNet-LLLite: no residuals, but patches on the attentions of the rows it is for."""
 
-    def _evaluate(
-        self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int
-    ) -> tuple[Patch, ...]:
-        features = self._features(x, batched_number)
-        patches: tuple[Patch, ...] = self.net(x, features, t, None, strength=float(self.strength))
-        return patches
+    def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int) -> Any:
+        return self._features(x, batched_number)
 
-    def _own(
-        self, found: Any, batched_number: int, options: dict[str, Any]
-    ) -> HostResiduals | None:
+    def _own(self, found: Any, place: Place) -> HostResiduals | None:
+        patches: tuple[Patch, ...] = self.net(place.x, found, None, None, strength=place.strength)
+        mask = self.shape.mask_for(place.x.shape[0], place.batched_number)
+        if mask is not None:
+            patches = tuple(mask_patch(patch, mask) for patch in patches)
         # The dictionaries may be the model's own, so what is added goes into copies.
-        patches = {name: list(items) for name, items in options.get("patches", {}).items()}
-        for patch in found:
+        options = place.options
+        own = {name: list(items) for name, items in options.get("patches", {}).items()}
+        for patch in patches:
             view = by_attention(patch)
             for attention in ("attn1", "attn2"):
-                patches.setdefault(f"{attention}_patch", []).append(_patch(view, attention))
-        options["patches"] = patches
+                own.setdefault(f"{attention}_patch", []).append(_patch(view, attention))
+        options["patches"] = own
         return None
 
 

@@ -1,0 +1,103 @@
+"""Where a control acts: masks, resampled to the size of each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import UNetConfig
+from .errors import ShapeError
+from .lllite import LLLiteChange
+from .projections import Change, Patch
+from .residuals import Residuals, Slot
+
+Size = tuple[int, int]
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raises ShapeError unless the mask is (M, H, W) with numbers in [0, 1]."""
+    if mask.ndim != 3 or not mask.numel() or not mask.is_floating_point():
+        raise ShapeError(
+            f"The mask is {mask.dtype} of shape {tuple(mask.shape)}, expected floating-point "
+            "numbers (M, height, width)."
+        )
+    low, high = (bound.item() for bound in mask.detach().aminmax())
+    if not 0 <= low <= high <= 1:
+        raise ShapeError(f"The mask's values go from {low:g} to {high:g}, expected [0, 1].")
+
+
+def resized(mask: Tensor, size: Size) -> Tensor:
+    """A mask (M, H, W) at another size (h, w), soft: averaged where it shrinks.
+
+    Where it grows it is interpolated.
+    """
+    smaller = size[0] <= mask.shape[1] and size[1] <= mask.shape[2]
+    if smaller:
+        return F.interpolate(mask[:, None], size, mode="area")[:, 0]
+    return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def residual_sizes(config: UNetConfig, height: int, width: int) -> tuple[Size, ...]:
+    """(h, w) of a ControlNet's residuals z0 .. zn-1 and of the middle, for latents of this size."""
+    size, sizes = (height, width), [(height, width)]
+    for level, count in enumerate(config.num_res_blocks):
+        sizes += [size] * count
+        if level < len(config.num_res_blocks) - 1:
+            size = (-(-size[0] // 2), -(-size[1] // 2))
+            sizes.append(size)
+    return (*sizes, size)
+
+
+def mask_residuals(
+    residuals: Residuals, mask: Tensor, sizes: Sequence[Size] | None = None
+) -> Residuals:
+    """The residuals times a mask (M, H, W) in [0, 1], M 1 or the batch; 1 keeps, 0 takes away.
+
+    The mask lies over the whole picture and is resampled to each residual. sizes: those of the
+    blocks, for residuals averaged over the picture, which have no size of their own
+    (residual_sizes). Raises ShapeError where the mask doesn't fit.
+    """
+    check_mask(mask)
+    count = len(residuals.output)
+    own = list(sizes) if sizes is not None else [None] * (count + len(residuals.middle))
+
+    def over(slot: Slot, known: Sequence[Size | None]) -> Slot:
+        return tuple(
+            None if item is None else _masked(item, mask, size)
+            for item, size in zip(slot, known, strict=True)
+        )
+
+    return Residuals(
+        over(residuals.output, own[:count]),
+        over(residuals.middle, own[count:]),
+        over(residuals.input, [None] * len(residuals.input)),
+    )
+
+
+def _masked(item: Tensor, mask: Tensor, size: Size | None) -> Tensor:
+    if len({mask.shape[0], item.shape[0]} - {1}) > 1:
+        raise ShapeError(
+            f"{mask.shape[0]} masks were given for a batch of {item.shape[0]}: give one, or one "
+            f"for each."
+        )
+    found = size if size is not None and item.shape[2:] == (1, 1) else tuple(item.shape[2:])
+    return item * resized(mask.to(item.device), (found[0], found[1])).to(item.dtype)[:, None]
+
+
+def mask_patch(patch: Patch, mask: Tensor) -> Patch:
+    """A ControlNet-LLLite's patch that acts where the mask (M, H, W) in [0, 1] says."""
+    check_mask(mask)
+    return {path: _masked_change(change, mask) for path, change in patch.items()}
+
+
+def _masked_change(change: Change, mask: Tensor) -> Change:
+    if not isinstance(change, LLLiteChange):
+        raise ShapeError("A mask can be put on patches of ControlNet-LLLite only.")
+
+    def masked(x: Tensor) -> Tensor:
+        weights = resized(mask.to(x.device), change.grid(x.shape[1])).to(x.dtype)
+        return x + change.delta(x) * weights.flatten(1)[:, :, None]
+
+    return masked
