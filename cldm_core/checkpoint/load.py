@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -79,7 +80,11 @@ def controlnet_config_of(source: Source, *, head_channels: int) -> ControlNetCon
             f"{checkpoint.name} holds {kind.title}: the width of heads can be set for plain "
             f"ControlNets only, so leave it to be told from the file."
         )
-    return controlnet_config(family.canonical(state), head_channels=head_channels)
+    stored: ControlNetConfig | None = stored_config(checkpoint, family)
+    if stored is None:
+        return controlnet_config(family.canonical(state), head_channels=head_channels)
+    unet = replace(stored.unet, num_heads=-1, num_head_channels=head_channels)
+    return replace(stored, unet=unet)
 
 
 def load_controlnet(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import comfy.controlnet
@@ -31,6 +32,14 @@ def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
     )
 
 
+class Origin(NamedTuple):
+    """Where a net's weights come from: name and metadata of the file, and how it stores them."""
+
+    name: str
+    metadata: Mapping[str, str]
+    dtype: torch.dtype
+
+
 class Place(NamedTuple):
     """Where a net's part of the control goes: strength of the step, latents, prompts in the batch.
 
@@ -56,6 +65,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.patcher = patcher
         self.compute_type = compute_type
         self.shape = Shape()
+        self.source: Origin | None = None
         self.model_sampling: Any = None
         self.sigma_of: Any = None
         self.features: dict[tuple[Any, ...], tuple[Any, Any]] = {}
@@ -68,9 +78,12 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
     def copy(self) -> HostControl:
         """The same net with settings of its own; the host's apply nodes call this."""
         other = type(self)(self.patcher, self.compute_type)
-        self.copy_to(other)
-        other.shape = self.shape
+        self._copy_to(other)
         return other
+
+    def _copy_to(self, other: HostControl) -> None:
+        self.copy_to(other)
+        other.shape, other.source = self.shape, self.source
 
     def get_models(self) -> list[Any]:
         """What the host must have on the device before it samples."""
@@ -229,8 +242,7 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         other = type(self)(
             patcher_for(copy.deepcopy(self.patcher.model), load_device), self.compute_type
         )
-        self.copy_to(other)
-        other.shape = self.shape
+        self._copy_to(other)
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other

@@ -20,10 +20,14 @@ from torch import Tensor
 from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
 from ...cldm_core import load_control as load_net
 from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
+from ...cldm_core.checkpoint.dtypes import common_type, is_scaled
 from ...cldm_core.checkpoint.families import FAMILIES
 from ...cldm_core.checkpoint.formats import Where, inner, recognise
 from ...cldm_core.checkpoint.load import contents
-from .control import HostControl, patcher_for
+from ...cldm_core.checkpoint.read import metadata_record
+from ...cldm_core.checkpoint.write import CONFIG_KEY
+from ...cldm_core.config import UNetConfig
+from .control import HostControl, Origin, patcher_for
 from .kinds import kind_of_control
 
 log = initialize_logger("ComfyUI-CLDM")
@@ -62,6 +66,12 @@ class HostAttention:
         return mixed
 
 
+def stored_pooling(checkpoint: Checkpoint) -> bool | None:
+    """Whether residuals are averaged, as the file's metadata says; None where it says nothing."""
+    record = metadata_record(checkpoint, CONFIG_KEY) or {}
+    return record.get("global_average_pooling")
+
+
 def load_control(
     path: Path, *, pooling: bool | None = None, head_channels: int | None = None
 ) -> Loaded:
@@ -80,7 +90,8 @@ def load_control(
     if head_channels is not None:
         config = controlnet_config_of(checkpoint, head_channels=head_channels)
     control = as_control(checkpoint, config)
-    notes = (*_pool(control, path, pooling), f"Computed in {_type_name(control.compute_type)}.")
+    pooled = _pool(control, path, pooling, stored_pooling(checkpoint))
+    notes = (*pooled, f"Computed in {_type_name(control.compute_type)}.")
     log.info("Loaded %s.", path.name)
     return Loaded(control, notes)
 
@@ -91,10 +102,12 @@ def as_control(source: Checkpoint, config: Any = None) -> HostControl:
     Raises CldmError.
     """
     device = comfy.model_management.get_torch_device()
+    # The host keeps 8-bit weights narrow; those with scales have to be multiplied out first.
+    scaled = is_scaled(source.tensors)
     stored = comfy.model_management.unet_dtype(
         model_params=-1,
         supported_dtypes=list(SUPPORTED_TYPES),
-        weight_dtype=comfy.utils.weight_dtype(source.tensors),
+        weight_dtype=torch.float16 if scaled else comfy.utils.weight_dtype(source.tensors),
     )
     cast = comfy.model_management.unet_manual_cast(stored, device)
     layers = comfy.ops.pick_operations(stored, cast)
@@ -102,27 +115,40 @@ def as_control(source: Checkpoint, config: Any = None) -> HostControl:
     # A net upon a base adds in its file's type, as in the host, and casts when it computes.
     dtype = None if FAMILIES[contents(source)[0].name].bound else stored
     net = load_net(source, config=config, dtype=dtype, ops=layers, attention=attention)
-    if getattr(net, "unet_config", None) == SD21:
+    if _is_sd2(getattr(net, "unet_config", None)):
         # As in the host: half precision overflows in SD 2.x's attention.
         attention.precision = torch.float32
     patcher = patcher_for(net.requires_grad_(False), device)
-    return kind_of_control(net)(patcher, cast or stored)
+    control = kind_of_control(net)(patcher, cast or stored)
+    control.source = Origin(source.name, source.metadata, common_type(source.tensors))
+    return control
 
 
-def _pool(control: HostControl, path: Path, pooling: bool | None) -> tuple[str, ...]:
-    """Sets whether residuals are averaged over the picture, and says so."""
+def _is_sd2(config: UNetConfig | None) -> bool:
+    """Whether a net is for SD 2.x, in whichever form its projections are stored."""
+    known = (SD21.context_dim, SD21.model_channels)
+    return config is not None and (config.context_dim, config.model_channels) == known
+
+
+def _pool(
+    control: HostControl, path: Path, pooling: bool | None, stored: bool | None
+) -> tuple[str, ...]:
+    """Sets whether residuals are averaged over the picture, and says so.
+
+    pooling: what the node says; stored: what the file's metadata says; None where it says nothing.
+    """
     config = control.net.config
     if not isinstance(config, ControlNetConfig):
         return () if pooling is None else ("Pooling: this kind of net has none.",)
     reason = "as set in the node"
     if pooling is None:
-        named = path.stem.endswith(POOLED_NAMES)
-        pooling = config.global_average_pooling or named
-        reason = "as its name says" if named else "as its metadata says"
+        pooling, reason = stored, "as the file says"
+    if pooling is None:
+        pooling, reason = path.stem.endswith(POOLED_NAMES), "as its name says"
     if pooling != config.global_average_pooling:
         control.net.control_config = replace(config, global_average_pooling=pooling)
     if not pooling:
-        return ("Pooling: off.",)
+        return ("Pooling: off.",) if stored is None else (f"Pooling: off, {reason}.",)
     return (f"Pooling: on, {reason}; it acts on the positive side only.",)
 
 

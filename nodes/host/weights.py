@@ -9,6 +9,9 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from ...cldm_core.checkpoint.formats import UNET
+from ...cldm_core.weights import TWIN_PARTS
+
 
 class BaseModelWeights:
     """A lookup of a base model's weights by key, for nets that build upon them.
@@ -66,11 +69,14 @@ def _some(found: Any) -> Iterable[Any]:
 
 
 def model_weights(model: Any) -> dict[str, Tensor]:
-    """The UNet's weights of a MODEL by key, with its patches, as the host would sample with them.
+    """What a ControlNet copies of a MODEL's UNet, by key, on the CPU and with the model's patches.
 
-    They are the model's own tensors: use them at once, and don't change them.
+    On a machine that computes on the CPU they are the model's own tensors: use them at once, and
+    don't change them.
     """
     comfy.model_management.load_models_gpu([model])
     unet = model.model.diffusion_model
     lookup = BaseModelWeights(unet)
-    return {key: lookup(key) for key in unet.state_dict()}
+    # The decoder's first weight is what a UNet is recognised by.
+    wanted = (key for key in unet.state_dict() if key.startswith(TWIN_PARTS) or key == UNET)
+    return {key: lookup(key).cpu() for key in wanted}

@@ -156,6 +156,22 @@ def test_a_net_named_shuffle_is_pooled_on_the_positive_side(run, host: HostServe
     assert np.array_equal(run(ours), run(first_picture()))
 
 
+@pytest.mark.parametrize(("stored", "name"), [(False, "my_shuffle"), (True, "plain")])
+def test_what_a_file_says_of_pooling_goes_before_its_name(
+    run, host: HostServer, stored: bool, name: str
+) -> None:
+    config = ControlNetConfig(TINY, global_average_pooling=stored)
+    path = host.models("controlnet") / f"{name}.safetensors"
+    save(read(tiny.weights("canny")).tensors, path, config_metadata(config))
+    prompt = with_our_loader_from_a_file(first_picture())
+    loader = find(prompt, "CLDM_LoadControlNet")["inputs"]
+    loader["control_net_name"] = path.name
+    expected = copy.deepcopy(prompt)
+    find(expected, "CLDM_LoadControlNet")["inputs"]["pooling"] = "on" if stored else "off"
+    assert np.array_equal(run(prompt), run(expected))
+    assert np.array_equal(run(prompt), run(first_picture())) != stored
+
+
 @pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])
 def test_strength_0_is_no_control(run, road) -> None:
     prompt = first_picture(strength=0.0)

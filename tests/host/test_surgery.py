@@ -15,7 +15,8 @@ hint[:, 40:80, 40] = 1
 canny, mask = (host.load_control(tiny.weights(name)).control for name in ("canny", "mask"))
 
 def sample(control, model=model):
-    positive, negative = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0).args
+    applied = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0)
+    positive, negative = applied.args
     latent = torch.zeros(1, 4, 16, 16)
     noise = comfy.sample.prepare_noise(latent, 3)
     return comfy.sample.sample(model, noise, 2, 3.0, "euler", "normal", positive, negative, latent,
@@ -51,8 +52,8 @@ full, _ = extract(canny, model, 1280).args
 low, report_low = extract(canny, model, 8).args
 full, low = sample(full), sample(low)
 
-saved = [save(canny, "mine", "fp32", "cldm").args[0], save(canny, "sub/mine", "fp16", "diffusers").args[0],
-         save(canny, "mine", "fp32", "cldm").args[0]]
+wanted = [("mine", "fp32", "cldm"), ("sub/mine", "fp16", "diffusers"), ("mine", "fp32", "cldm")]
+saved = [save(canny, *settings).args[0] for settings in wanted]
 files = sorted(host.controlnet_files())
 loaded = sample(host.load_control(host.controlnet_path("mine.safetensors")).control)
 narrow = sample(host.load_control(host.controlnet_path("sub/mine.safetensors")).control)
@@ -63,7 +64,8 @@ report(
     same=torch.equal(same, expected), moved=torch.equal(moved, expected), shift=shift,
     half=[distance(half, expected), distance(half, other)],
     full=distance(full, expected), low=distance(low, expected), report_low=report_low,
-    saved=saved, files=files, loaded=torch.equal(loaded, expected), narrow=distance(narrow, expected),
+    saved=saved, files=files, loaded=torch.equal(loaded, expected),
+    narrow=distance(narrow, expected),
     again=torch.equal(again, full),
     outside=refused(save, canny, "../../evil", "fp16", "cldm"),
     foreign=refused(merge, object(), canny, 0.5),
