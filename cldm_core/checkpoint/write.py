@@ -15,18 +15,38 @@ from torch import Tensor
 from ..config import UNetConfig
 from ..errors import CldmError
 from .families import FAMILIES
+from .read import Checkpoint, metadata_record
 
 CONFIG_KEY = "cldm_core.config"
+HINT_KEY = "cldm_core.hint"
+FOREIGN_HINT_KEY = "hint"
+"""Where other tools, and this pack's embedded nets, note what the hint must be like."""
+_POOLING = "global_average_pooling"
 
 
-def config_metadata(config: Any) -> dict[str, str]:
+def config_metadata(config: Any, *, pooling_known: bool = True) -> dict[str, str]:
     """A file's metadata that carries the configuration, so that nothing must be guessed.
 
-    config: a UNetConfig or that of any family of control nets.
+    config: a UNetConfig or that of any family of control nets. pooling_known: whether it is known
+    that a ControlNet's residuals are averaged or not; else the record leaves it out, and
+    `stored_pooling` gives None.
     """
     kinds = {family.config: family.kind for family in FAMILIES.values()} | {UNetConfig: "unet"}
-    kind = kinds[type(config)]
-    return {CONFIG_KEY: json.dumps({"family": kind, **config.to_dict()})}
+    record = {"family": kinds[type(config)], **config.to_dict()}
+    if not pooling_known:
+        record.pop(_POOLING, None)
+    return {CONFIG_KEY: json.dumps(record)}
+
+
+def stored_pooling(checkpoint: Checkpoint) -> bool | None:
+    """Whether the file says that residuals are averaged over the picture; None: it doesn't say."""
+    found = (metadata_record(checkpoint, CONFIG_KEY) or {}).get(_POOLING)
+    return found if isinstance(found, bool) else None
+
+
+def noted_hint(metadata: Mapping[str, str]) -> str | None:
+    """What a file's metadata says about the net's hint, in words; None where it says nothing."""
+    return metadata.get(HINT_KEY) or metadata.get(FOREIGN_HINT_KEY) or None
 
 
 def save(
