@@ -49,7 +49,7 @@ class ControlEncoder(Encoder):
         ):
             h = module(h, emb, context)
             if index == 0:
-                h = h + features
+                h = h + features.to(h.dtype)
             output.append(zero(h))
         h = self.middle_block(h, emb, context)
         residuals = Residuals(tuple(output), (self.middle_block_out(h),))
