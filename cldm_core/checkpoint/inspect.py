@@ -18,6 +18,7 @@ from .keymap import DIFFUSERS_UNET
 from .load import stored_config, unet_part
 from .read import Checkpoint, Source, StateDict, is_legacy, read_header
 from .skeleton import shapes_of
+from .write import stored_pooling
 
 UNKNOWN = "unknown"
 
@@ -172,7 +173,7 @@ def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str
             "family": base_name(config),
             "hint_channels": hint_channels(config),
             "control_types": control_types(config),
-            "pooling": pooling(config, stored=stored is not None),
+            "pooling": pooling(config, stored=stored_pooling(checkpoint) is not None),
         }
         return about | _misfits(family, config, state)
     except CldmError as error:
