@@ -19,25 +19,34 @@ from ..controlnet import ControlNet
 from ..errors import CldmError, UnsupportedCheckpoint
 from .describe import base_name
 from .detect_t2i import diffusers_t2i
-from .dtypes import is_scaled, unified, without_scales
+from .dtypes import common_type, is_scaled, type_name, unified, without_scales
 from .families import FAMILIES, Family
 from .fit import conformed, require_fit
 from .formats import Format, inner, recognise
 from .formats import layout as layout_of
+from .guard import require_finite
 from .inspect import CheckpointInfo, inspect_checkpoint
 from .keymap import to_cldm, to_diffusers
 from .load import contents, stored_config
-from .quantise import retyped
+from .quantise import kept_wide, retyped
 from .read import Checkpoint, Source, StateDict, read
 from .skeleton import shapes_of
-from .write import config_metadata, save
+from .write import (
+    FOREIGN_HINT_KEY,
+    HINT_KEY,
+    config_metadata,
+    noted_hint,
+    save,
+    stored_pooling,
+)
 
 Layout = Literal["cldm", "diffusers"]
 
 FORMAT_KEY = "cldm_core.format"
 FAMILY_KEY = "cldm_core.family"
-HINT_KEY = "cldm_core.hint"
 SOURCES_KEY = "cldm_core.sources"
+POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
+"""Ends of the names of nets whose residuals are averaged, as ComfyUI takes them."""
 CHUNK = 1 << 20
 
 
@@ -70,43 +79,50 @@ def convert(
 
     layout: "cldm" for the original's keys, "diffusers" for theirs (ControlNets, unions and
     T2I-Adapters), None for those of the source; the way back gives the same tensors. dtype: None
-    keeps every tensor as it is; for 8 bits and `scaled` see quantise.retyped. Of a whole checkpoint
-    only the net is taken; with `prune` tensors outside it, such as an optimiser's, are left out,
-    else they are refused. base: the UNet's weights, which help to tell the configuration of
-    Control-LoRAs and difference files.
+    keeps every tensor as it is; for 8 bits and `scaled` see quantise.retyped. Scaled weights keep
+    scales from one 8-bit type to another, and Control-LoRAs and differences stay in fp16 where 8
+    bits have no scales, as their numbers are too small. Of a whole checkpoint only the net is
+    taken; with `prune` tensors outside it, such as an optimiser's, are left out, else they are
+    refused. base: the UNet's weights, which help to tell the configuration of Control-LoRAs and
+    difference files.
 
     The source's metadata is kept. To it come the configuration (`cldm_core.config`), the format and
     the base's name, the source's name and sha256 if it is a file, and what is given:
     global_average_pooling (ControlNets only), `hint` (what the net's hint must be like, in words)
-    and `metadata`. The target is whole or absent and takes the place of a file of that name. Raises
+    and `metadata`. Whether residuals are averaged is noted only if it is given, stored, or told by
+    the file's name (POOLED_NAMES). What a user should know of the result is in its `note`. The
+    target is whole or absent and takes the place of a file of that name. Raises
     UnsupportedCheckpoint, CheckpointMismatch, DamagedCheckpoint or CldmError.
     """
     checkpoint = read(source)
     net = _net(checkpoint, base, prune)
-    config = _pooled(net, global_average_pooling)
-    if scaled and (dtype is None or dtype.itemsize > 1):
+    pooling, notes = _pooling(net, source, checkpoint, global_average_pooling)
+    config = net.config
+    if isinstance(config, ControlNetConfig):
+        config = replace(config, global_average_pooling=bool(pooling))
+    if scaled and not net.scales and (dtype is None or dtype.itemsize > 1):
         raise CldmError("Only weights of 8 bits are scaled: choose fp8_e4m3fn or fp8_e5m2.")
-    state = _laid_out(net, layout or layout_of(net.kind, inner(checkpoint.tensors)))
-    if dtype is not None:
-        if net.scales:
-            state = unified(state, torch.float32, net.name)
-        state = retyped(state, dtype, scaled=scaled)
+    state, told = _retyped(net, dtype, scaled)
+    state = _laid_out(net, state, layout or layout_of(net.kind, inner(checkpoint.tensors)))
     state = marked(net.kind.name, state)
     kind = recognise(inner(state)) or net.kind
+    kept = {key: text for key, text in checkpoint.metadata.items() if key != FOREIGN_HINT_KEY}
+    hint = hint or noted_hint(checkpoint.metadata)
     save(
         state,
         target,
         {
-            **checkpoint.metadata,
+            **kept,
             **({} if isinstance(source, (Checkpoint, Mapping)) else provenance(source=source)),
-            **config_metadata(config),
+            **config_metadata(config, pooling_known=pooling is not None),
             FORMAT_KEY: kind.name,
             FAMILY_KEY: base_name(config),
             **({} if hint is None else {HINT_KEY: hint}),
             **(metadata or {}),
         },
     )
-    return inspect_checkpoint(target)
+    info = inspect_checkpoint(target)
+    return replace(info, note=" ".join(filter(None, (*notes, *told, info.note))))
 
 
 def provenance(**files: str | Path) -> dict[str, Any]:
@@ -132,6 +148,7 @@ def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
     kind, tensors = contents(checkpoint)
     family = FAMILIES[kind.name]
     everything = family.canonical(tensors)
+    require_finite(everything, checkpoint.name, whole=True)
     state = without_scales(everything)
     config = stored_config(checkpoint, family) or family.config_of(state, base)
     build = partial(ControlNet if family.bound else family.net, config)
@@ -150,20 +167,58 @@ def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
     return _Net(checkpoint.name, kind, family, config, state, scales)
 
 
-def _pooled(net: _Net, pooling: bool | None) -> Any:
-    if pooling is None:
-        return net.config
+def _pooling(
+    net: _Net, source: Source, checkpoint: Checkpoint, given: bool | None
+) -> tuple[bool | None, list[str]]:
+    """Whether residuals are averaged, None where nothing tells it, and what to say about it."""
     if not isinstance(net.config, ControlNetConfig):
+        if given is None:
+            return False, []
         raise UnsupportedCheckpoint(
             f"{net.name} holds a {net.kind.noun}, whose residuals are never averaged over the "
-            f"picture: leave global_average_pooling out."
+            f"picture: leave the pooling out."
         )
-    return replace(net.config, global_average_pooling=pooling)
+    stored = stored_pooling(checkpoint) if given is None else given
+    named = isinstance(source, (str, Path)) and Path(source).stem.endswith(POOLED_NAMES)
+    if stored is None and named:
+        return True, [
+            "Its name says that it is a shuffle net, so it was noted that residuals are averaged "
+            "over the picture (pooling yes)."
+        ]
+    return stored, []
 
 
-def _laid_out(net: _Net, layout: str) -> dict[str, Tensor]:
-    """All of the net's tensors under the keys of the layout."""
+def _retyped(
+    net: _Net, dtype: torch.dtype | None, scaled: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The net's tensors in the type, scales beside them, and what to say about them."""
     state = {**net.state, **net.scales}
+    if dtype is None or (net.scales and dtype == common_type(net.state)):
+        return state, []
+    if net.scales:
+        state = unified(state, torch.float32, net.name)
+    if dtype.itemsize > 1:
+        return retyped(state, dtype), []
+    if scaled or net.scales:
+        return retyped(state, dtype, scaled=True), []
+    if net.family.bound:
+        return retyped(state, torch.float16), [
+            f"It is in fp16: a {net.kind.noun} holds numbers that are too small for "
+            f"{type_name(dtype)} without scales."
+        ]
+    state = retyped(state, dtype)
+    wide = kept_wide(state)
+    if not wide:
+        return state, []
+    more = f" and {len(wide) - 3} more" if len(wide) > 3 else ""
+    return state, [
+        f"{', '.join(wide[:3])}{more} stay in fp16, as more than 1 % of their numbers would become "
+        f"zero in {type_name(dtype)}; with scales they fit."
+    ]
+
+
+def _laid_out(net: _Net, state: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The net's tensors under the keys of the layout."""
     if layout != "diffusers":
         return state
     if net.kind.name == "t2i_adapter":
@@ -192,10 +247,17 @@ def marked(kind: str, state: StateDict) -> dict[str, Tensor]:
     return dict(state)
 
 
-def as_checkpoint(net: Any, name: str) -> Checkpoint:
-    """A net in memory as the file it could be loaded from; its weights are shared, not copied."""
+def as_checkpoint(net: Any, name: str, *, pooling_known: bool | None = None) -> Checkpoint:
+    """A net in memory as the file it could be loaded from; its weights are shared, not copied.
+
+    pooling_known: as in config_metadata; None takes it as known where the net averages, since a net
+    of a file that doesn't tell has the default, which is not to.
+    """
     state = dict(net.state_dict())
     kind = "cldm"
     if isinstance(net, BoundControlNet):
         kind = "control_lora" if any(key.endswith(".up") for key in state) else "difference"
-    return Checkpoint(marked(kind, state), config_metadata(net.config), name)
+    if pooling_known is None:
+        pooling_known = getattr(net.config, "global_average_pooling", False)
+    texts = config_metadata(net.config, pooling_known=pooling_known)
+    return Checkpoint(marked(kind, state), texts, name)

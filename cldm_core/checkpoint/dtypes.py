@@ -11,7 +11,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointMismatch, UnsupportedCheckpoint
+from ..errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .read import StateDict
 
 TYPE_NAMES = {
@@ -67,8 +67,10 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
     """The weights in one floating type, scales multiplied in.
 
     `dtype` None takes the most common one, and fp32 where that is of 8 bits: no layer computes in
-    those. Tensors that have the type already are passed on as they are. Raises
-    UnsupportedCheckpoint for whole numbers and CheckpointMismatch for scales that don't fit.
+    those. Tensors that have the type already are passed on as they are. A type of 8 bits is for
+    hosts that widen at each call; norms and biases stay in the type they are stored in then. Raises
+    UnsupportedCheckpoint for whole numbers, CheckpointMismatch for scales that don't fit, and
+    CldmError for scaled weights in 8 bits, which would be rounded a second time.
     """
     scales = {key.rpartition(".")[0]: state[key] for key in state if key.endswith(_SCALES)}
     weights = without_scales(state)
@@ -81,16 +83,26 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
     if dtype is None and weights:
         dtype = common_type(weights)
         dtype = torch.float32 if dtype.itemsize == 1 else dtype
-    converted = {key: value.to(dtype) for key, value in weights.items()}
+    narrow = dtype is not None and dtype.itemsize == 1
+    if narrow and scales:
+        raise CldmError(
+            f"{name} has weights of 8 bits with scales, which are multiplied in when it is loaded: "
+            f"ask for fp16, bf16 or fp32."
+        )
+    converted = {
+        key: value if narrow and value.ndim < 2 else value.to(dtype)
+        for key, value in weights.items()
+        if key.rpartition(".")[0] not in scales or not key.endswith(".weight")
+    }
     for layer, scale in scales.items():
         key = f"{layer}.weight"
-        if key not in converted or not scale.is_floating_point():
+        if key not in weights or not scale.is_floating_point():
             raise CheckpointMismatch(
                 f"{name} has a scale for {key}, but no such weight: the file is damaged or was "
                 f"cut apart."
             )
         converted[key] = _scaled(weights[key], scale, dtype, key, name)
-    return converted
+    return {key: converted[key] for key in weights}
 
 
 def _scaled(

@@ -9,14 +9,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from controlnet_pack.cldm_core import (
+    TINY,
     CheckpointMismatch,
     CldmError,
+    ControlNetConfig,
+    DamagedCheckpoint,
     UnsupportedCheckpoint,
     load_control,
 )
-from controlnet_pack.cldm_core.checkpoint.convert import convert
+from controlnet_pack.cldm_core.checkpoint.convert import as_checkpoint, convert
 from controlnet_pack.cldm_core.checkpoint.quantise import narrowed, retyped
-from controlnet_pack.cldm_core.checkpoint.write import save
+from controlnet_pack.cldm_core.checkpoint.read import read
+from controlnet_pack.cldm_core.checkpoint.write import save, stored_pooling
 
 from .samples import LOADED, adapter, controlnet, difference, union
 
@@ -24,6 +28,9 @@ VARIANTS = [(name, variant) for name, made in LOADED.items() for variant in made
 EVERY = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map(" ".join, VARIANTS))
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+BOUND = ("control_lora", "difference")
+OWN = ("input_hint_block", "zero_convs", "middle_block_out")
+LAYER = "input_blocks.1.0.in_layers.2.weight"
 MARKERS = ("difference", "lora_controlnet", "scaled_fp8")
 
 
@@ -86,24 +93,87 @@ def test_number_types(name, dtype, tmp_path):
     assert same(load_control(tmp_path / "out.safetensors").state_dict(), expected)
 
 
-@pytest.mark.parametrize("name", LOADED)
+@pytest.mark.parametrize("name", [name for name in LOADED if name not in BOUND])
 @pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
-def test_8_bits_keep_norms_and_biases_in_fp16(name, dtype, tmp_path):
+def test_8_bits_keep_what_is_fine_in_fp16(name, dtype, tmp_path):
     state = first_of(name)
     convert(state, tmp_path / "out.safetensors", dtype=dtype)
-    stored = without_markers(load_file(tmp_path / "out.safetensors"))
-    assert {v.dtype for v in stored.values() if v.ndim > 1} == {dtype}
-    assert {v.dtype for v in stored.values() if v.ndim < 2} <= {torch.float16}
+    wide = load_control(state).state_dict()
+    narrow = {key for key, value in wide.items() if value.ndim > 1 and not key.startswith(OWN)}
     expected = {
-        key: value.to(dtype if value.ndim > 1 else torch.float16).float()
-        for key, value in load_control(state).state_dict().items()
+        key: value.to(dtype if key in narrow else torch.float16).float()
+        for key, value in wide.items()
     }
     assert same(load_control(tmp_path / "out.safetensors").state_dict(), expected)
+    stored = load_file(tmp_path / "out.safetensors").values()
+    assert {v.dtype for v in stored if v.ndim < 2} <= {torch.float16}
+    assert dtype in {v.dtype for v in stored}
 
 
-@pytest.mark.parametrize("name", [name for name in LOADED if name != "control_lora"])
+@pytest.mark.parametrize("name", BOUND)
+@pytest.mark.parametrize("dtype", EIGHT_BITS, ids=str)
+def test_what_is_added_to_a_base_stays_in_fp16(name, dtype, tmp_path):
+    info = convert(first_of(name), tmp_path / "out.safetensors", dtype=dtype)
+    stored = without_markers(load_file(tmp_path / "out.safetensors"))
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert "It is in fp16: a Control" in info.note
+
+
+@pytest.mark.parametrize("layout", ["cldm", "diffusers"])
+def test_zero_convolutions_survive_8_bits(layout, tmp_path):
+    torch.manual_seed(0)
+    state = controlnet()
+    for key in state:
+        if key.startswith(("zero_convs", "middle_block_out")):
+            state[key] = torch.randn(state[key].shape) * 1e-3
+    path = tmp_path / "out.safetensors"
+    convert(state, path, dtype=torch.float8_e4m3fn, layout=layout)
+    found = load_control(path).state_dict()
+    for key in state:
+        if key.startswith(("zero_convs", "middle_block_out")):
+            assert torch.equal(found[key], state[key].half().float())
+
+
+def test_a_weight_that_8_bits_would_destroy_is_kept_and_told(tmp_path):
+    state = controlnet()
+    state[LAYER] = torch.randn(state[LAYER].shape) * 3e-4
+    info = convert(state, tmp_path / "out.safetensors", dtype=torch.float8_e4m3fn)
+    assert info.note.startswith(f"{LAYER} stay in fp16, as more than 1 %")
+    assert load_file(tmp_path / "out.safetensors")[LAYER].dtype == torch.float16
+    assert not convert(controlnet(), tmp_path / "out.safetensors", dtype=torch.float8_e4m3fn).note
+
+
+@pytest.mark.parametrize("stored", EIGHT_BITS, ids=str)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_from_one_8_bit_type_to_another(stored, scaled, tmp_path):
+    other = next(dtype for dtype in EIGHT_BITS if dtype != stored)
+    convert(controlnet(), tmp_path / "a.safetensors", dtype=stored, scaled=scaled)
+    info = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype=other)
+    assert info.dtype.endswith(", scaled") == scaled
+    first, second = (load_control(tmp_path / f"{n}.safetensors").state_dict() for n in "ab")
+    assert max((first[k] - second[k]).norm() / first[k].norm() for k in first) < 0.07
+
+
+def test_scaled_weights_in_their_own_type_stay_to_the_bit(tmp_path):
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    convert(controlnet(), paths[0], dtype=torch.float8_e5m2, scaled=True)
+    convert(paths[0], paths[1], dtype=torch.float8_e5m2)
+    assert same(*map(load_file, paths))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.float8_e4m3fn], ids=str)
+def test_a_net_with_damaged_numbers_is_not_written(tmp_path, value, dtype):
+    state = controlnet()
+    state[LAYER].view(-1)[-1] = value
+    with pytest.raises(DamagedCheckpoint, match=LAYER):
+        convert(state, tmp_path / "out.safetensors", dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in LOADED if name not in BOUND])
 def test_scaled_8_bits_are_closer(name, tmp_path):
-    state = {k: v / 500 if v.ndim > 1 else v for k, v in first_of(name).items()}
+    state = {k: v / 120 if v.ndim > 1 else v for k, v in first_of(name).items()}
     wide = load_control(state).state_dict()
     errors = []
     for scaled in (False, True):
@@ -216,8 +286,51 @@ def test_what_was_noted_survives_the_next_conversion(tmp_path):
     assert metadata(tmp_path / "b.safetensors")["cldm_core.hint"] == "RGB"
 
 
+def test_an_unknown_pooling_stays_unknown(tmp_path):
+    info = convert(controlnet(), tmp_path / "a.safetensors")
+    again = convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", dtype=torch.float16)
+    assert (info.pooling, again.pooling) == ("unknown", "unknown")
+    assert stored_pooling(read(tmp_path / "b.safetensors")) is None
+    info = convert(
+        tmp_path / "b.safetensors", tmp_path / "c.safetensors", global_average_pooling=False
+    )
+    assert (info.pooling, stored_pooling(read(tmp_path / "c.safetensors"))) == ("no", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("v11e_shuffle", "yes"), ("v11e_shuffle_fp16", "yes"), ("shuffle", "unknown")],
+)
+def test_the_name_of_a_shuffle_net_is_told(tmp_path, name, pooling):
+    save_file(controlnet(), tmp_path / f"{name}.safetensors")
+    out = tmp_path / "out.safetensors"
+    info = convert(tmp_path / f"{name}.safetensors", out)
+    assert info.pooling == pooling
+    assert ("a shuffle net" in info.note) == (pooling == "yes")
+    info = convert(tmp_path / f"{name}.safetensors", out, global_average_pooling=False)
+    assert (info.pooling, info.note) == ("no", "")
+
+
+@pytest.mark.parametrize("known", [None, True, False])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_net_in_memory_tells_what_is_known(known, pooled):
+    config = ControlNetConfig(TINY, global_average_pooling=pooled)
+    net = load_control(controlnet(), config=config)
+    found = stored_pooling(as_checkpoint(net, "net", pooling_known=known))
+    assert found == (pooled if known or (known is None and pooled) else None)
+
+
+def test_a_hint_is_noted_under_one_key(tmp_path):
+    save_file(controlnet(), tmp_path / "net.safetensors", {"hint": "canny"})
+    convert(tmp_path / "net.safetensors", tmp_path / "a.safetensors")
+    convert(tmp_path / "net.safetensors", tmp_path / "b.safetensors", hint="lines")
+    found = [metadata(tmp_path / f"{name}.safetensors") for name in "ab"]
+    assert [texts["cldm_core.hint"] for texts in found] == ["canny", "lines"]
+    assert not any("hint" in texts for texts in found)
+
+
 def test_pooling_is_for_controlnets(tmp_path):
-    with pytest.raises(UnsupportedCheckpoint, match="leave global_average_pooling out"):
+    with pytest.raises(UnsupportedCheckpoint, match="leave the pooling out"):
         convert(adapter(), tmp_path / "out.safetensors", global_average_pooling=True)
 
 

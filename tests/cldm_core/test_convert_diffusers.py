@@ -174,7 +174,7 @@ def test_a_union_of_diffusers_computes_the_same_and_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["full_adapter", "light_adapter", "full_adapter_xl"])
-def test_an_adapter_of_diffusers_computes_the_same_and_comes_back(kind, tmp_path):
+def test_the_keys_of_an_adapter_of_diffusers_go_and_come_back(kind, tmp_path):
     scale = 16 if kind.endswith("xl") else 8
     options = {"channels": (32, 64, 128, 128), "num_res_blocks": 2, "downscale_factor": scale}
     model = diffusers.T2IAdapter(**options, adapter_type=kind).eval().requires_grad_(False)

@@ -6,11 +6,13 @@ import torch
 from controlnet_pack.cldm_core import (
     TINY,
     CheckpointMismatch,
+    CldmError,
     ControlNet,
     ControlNetConfig,
     load_control,
 )
 from controlnet_pack.cldm_core.checkpoint import inspect_checkpoint
+from controlnet_pack.cldm_core.checkpoint.dtypes import unified
 
 EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -37,6 +39,23 @@ def test_a_type_can_be_asked_for(state: dict[str, torch.Tensor], stored: torch.d
     narrow = {key: value.to(stored) for key, value in state.items()}
     loaded = load_control(narrow, dtype=torch.bfloat16)
     assert {value.dtype for value in loaded.state_dict().values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_norms_and_biases_are_never_narrowed_to_8_bits(
+    state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    found = unified(state, dtype, "net")
+    for key, value in state.items():
+        assert found[key].dtype == (torch.float32 if value.ndim < 2 else dtype)
+
+
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
+def test_scaled_weights_are_not_rounded_twice(
+    state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> None:
+    with pytest.raises(CldmError, match=r"with scales, .* ask for fp16"):
+        load_control(scaled(state, dtype, "scale_weight", False), dtype=dtype)
 
 
 def scaled(
