@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+WEB_DIRECTORY = "./web"
+
 if TYPE_CHECKING:
     from .nodes import Extension
 

@@ -10,7 +10,7 @@ from ..cldm_core import inspect_checkpoint, tiny
 from .apply import CATEGORY
 from .embedded import example_picture, load_clip, load_model, load_vae
 from .host import controlnet_files, controlnet_path, load_control
-from .host.show import show
+from .texts import shows_text, text_result
 
 EMBEDDED = {f"embedded: {name}": name for name in tiny.CONTROLS}
 POOLING = {"auto": None, "on": True, "off": False}
@@ -21,6 +21,7 @@ def file_input() -> io.Input:
     return io.Combo.Input(
         "control_net_name",
         options=[*EMBEDDED, *controlnet_files()],
+        display_name="file",
         tooltip="A file from models/controlnet, or an embedded net (for Load Tiny Demo Model "
         "only).",
     )
@@ -81,6 +82,7 @@ class LoadControlNet(io.ComfyNode):
                     display_name="info", tooltip="What was loaded: family, keys, type, size."
                 ),
             ],
+            **shows_text(),
         )
 
     @classmethod
@@ -97,8 +99,7 @@ class LoadControlNet(io.ComfyNode):
         path = path_of(control_net_name)
         loaded = load_control(path, pooling=POOLING[pooling], head_channels=head_channels or None)
         info = "\n".join((str(inspect_checkpoint(path)), *loaded.notes))
-        show(info)
-        return io.NodeOutput(loaded.control, info)
+        return text_result(loaded.control, info, text=info, choice=control_net_name)
 
 
 class InspectControlNet(io.ComfyNode):
@@ -126,8 +127,7 @@ class InspectControlNet(io.ComfyNode):
     @classmethod
     def execute(cls, control_net_name: str) -> io.NodeOutput:
         info = inspect_checkpoint(path_of(control_net_name)).details()
-        show(info)
-        return io.NodeOutput(info)
+        return text_result(info, text=info, choice=control_net_name)
 
 
 class LoadTinyModel(io.ComfyNode):

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import comfy.utils
+import folder_paths
+import torch
 from comfy_api.v0_0_2 import io
 
-from ..cldm_core import extract_control_lora, merge_nets, transfer
+from ..cldm_core import UnsupportedCheckpoint, extract_control_lora, merge_nets, transfer
 from ..cldm_core.checkpoint import Checkpoint, as_checkpoint, convert
+from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
 from ..cldm_core.weights import TWIN_PARTS
 from .apply import CATEGORY
 from .host import HostControl, as_control, new_controlnet_path
-from .host.show import show
 from .host.weights import model_weights
+from .texts import shows_text, text_result
 
 SURGERY = f"{CATEGORY}/weights"
-AS_IT_IS = "as it is"
+AS_LOADED = "as loaded"
+LAYOUTS: dict[str, Layout | None] = {"original": None, "diffusers": "diffusers"}
 
 
 def weights_of(control_net: Any, name: str) -> Checkpoint:
-    """The weights of a CONTROL_NET of this pack."""
+    """The weights of a CONTROL_NET of this pack, with the metadata of its file and its settings."""
     if not isinstance(control_net, HostControl):
         raise ValueError(
             f"The {name} control net was loaded by ComfyUI's own loader, and this node works on "
             f"nets for SD 1.5, 2.1 and SDXL: load it with Load ControlNet (CLDM)."
         )
-    return as_checkpoint(control_net.patcher.model, f"The {name} net")
+    own = as_checkpoint(control_net.patcher.model, f"The {name} net")
+    known = control_net.source.metadata if control_net.source else {}
+    return Checkpoint(own.tensors, {**known, **own.metadata}, own.name)
+
+
+def noted(control_net: HostControl, **share: float) -> dict[str, Any]:
+    """What a file that is made of a net says about the net."""
+    source = control_net.source
+    if source is None:
+        return {"name": "a net", **share}
+    made_of = source.metadata.get(SOURCES_KEY)
+    return {"name": source.name, **share, **({"sources": json.loads(made_of)} if made_of else {})}
+
+
+def made_net(state: dict[str, Any], like: Checkpoint, name: str, **sources: Any) -> HostControl:
+    """The CONTROL_NET of new weights with the configuration and the metadata of a given net.
+
+    name: what it is called; sources: what it was made of, which its file will say.
+    """
+    metadata = {**like.metadata, SOURCES_KEY: json.dumps(sources)}
+    return as_control(Checkpoint(state, metadata, name))
 
 
 def net_input(name: str, tooltip: str) -> io.Input:
@@ -62,12 +88,17 @@ class MergeControlNets(io.ComfyNode):
                 ),
             ],
             outputs=[net_output("The mixture.")],
+            **shows_text(),
         )
 
     @classmethod
     def execute(cls, first: Any, second: Any, ratio: float) -> io.NodeOutput:
         one, other = weights_of(first, "first"), weights_of(second, "second")
-        return io.NodeOutput(rebuilt(merge_nets(one, other, ratio), one))
+        sources = {"first": noted(first, share=1 - ratio), "second": noted(second, share=ratio)}
+        made = made_net(merge_nets(one, other, ratio), one, "a merge", **sources)
+        parts = (f"{each['share']:.0%} of {each['name']}" for each in sources.values())
+        text = f"{', '.join(parts)}.\n{pooling_of(made)}"
+        return text_result(made, text=text)
 
 
 class TransferControlNet(io.ComfyNode):
@@ -97,7 +128,9 @@ class TransferControlNet(io.ComfyNode):
             key: value.clone() if key.startswith(TWIN_PARTS) else value
             for key, value in model_weights(source).items()
         }
-        return io.NodeOutput(rebuilt(transfer(net, old, model_weights(target)), net))
+        state = transfer(net, old, model_weights(target))
+        made = made_net(state, net, "a transfer", control=noted(control_net))
+        return io.NodeOutput(made)
 
 
 class ExtractControlLora(io.ComfyNode):
@@ -126,6 +159,7 @@ class ExtractControlLora(io.ComfyNode):
                 net_output("The Control-LoRA; it can be applied at once, or saved."),
                 io.String.Output(display_name="report", tooltip="Rank, loss and size."),
             ],
+            **shows_text(),
         )
 
     @classmethod
@@ -140,8 +174,8 @@ class ExtractControlLora(io.ComfyNode):
             bar.update_absolute(done)
 
         state, report = extract_control_lora(net, model_weights(model), rank, progress=progress)
-        show(str(report))
-        return io.NodeOutput(rebuilt(state, net), str(report))
+        made = made_net(state, net, "a Control-LoRA", control=noted(control_net))
+        return text_result(made, str(report), text=str(report))
 
 
 class SaveControlNet(io.ComfyNode):
@@ -154,7 +188,7 @@ class SaveControlNet(io.ComfyNode):
             display_name="Save ControlNet (CLDM)",
             category=SURGERY,
             description="Writes a control net to models/controlnet as safetensors, with its "
-            "configuration inside. A name that is taken gets a number.",
+            "configuration and what is known of it inside. A name that is taken gets a number.",
             inputs=[
                 net_input("control_net", "The net to save."),
                 io.String.Input(
@@ -164,46 +198,69 @@ class SaveControlNet(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "number_type",
-                    options=[AS_IT_IS, *NAMED_TYPES],
+                    options=[AS_LOADED, *NAMED_TYPES],
                     default="fp16",
-                    tooltip="What the weights are stored in; fp16 is usual. The 8-bit types take "
-                    "half of its space and lose some precision.",
+                    tooltip="What the weights are stored in; fp16 is usual, and as loaded is the "
+                    "type of the file that the net came from. The 8-bit types take half of fp16's "
+                    "space and lose some precision.",
                 ),
                 io.Combo.Input(
                     "keys",
-                    options=["cldm", "diffusers"],
-                    default="cldm",
-                    tooltip="Whose names the weights get: cldm is the original's, which ComfyUI "
-                    "and others read; diffusers is for that library.",
+                    options=[*LAYOUTS],
+                    default="original",
+                    tooltip="Whose names the weights get: original is what ComfyUI and others "
+                    "read; diffusers is for that library. A Control-LoRA keeps its own, with "
+                    "original.",
                 ),
                 io.String.Input(
-                    "hint",
+                    "hint_note",
                     default="",
                     optional=True,
                     tooltip="What the net's hint must be like, noted in the file, such as "
-                    "canny edges, white on black.",
+                    "canny edges, white on black. Empty keeps what the net's file says.",
                 ),
             ],
-            outputs=[io.String.Output(display_name="file", tooltip="The name of the file.")],
+            outputs=[
+                io.String.Output(
+                    display_name="file",
+                    tooltip="The file's name below models/controlnet, as Load ControlNet takes it.",
+                )
+            ],
             is_output_node=True,
         )
 
     @classmethod
     def execute(
-        cls, control_net: Any, name: str, number_type: str, keys: str, hint: str = ""
+        cls, control_net: Any, name: str, number_type: str, keys: str, hint_note: str = ""
     ) -> io.NodeOutput:
+        net = weights_of(control_net, "given")
         path = new_controlnet_path(name)
-        info = convert(
-            weights_of(control_net, "given"),
-            path,
-            layout=None if keys == "cldm" else keys,
-            dtype=NAMED_TYPES.get(number_type),
-            hint=hint or None,
-        )
-        show(f"{path.name}: {info}")
-        return io.NodeOutput(path.name)
+        try:
+            info = convert(
+                net,
+                path,
+                layout=LAYOUTS[keys],
+                dtype=stored_type(control_net, number_type),
+                hint=hint_note or None,
+            )
+        except UnsupportedCheckpoint as error:
+            if LAYOUTS[keys] is None:
+                raise
+            raise UnsupportedCheckpoint(f"{error} In this node that is keys: original.") from error
+        folder = Path(folder_paths.get_folder_paths("controlnet")[0]).resolve()
+        file = path.relative_to(folder).as_posix()
+        return text_result(file, text=f"Saved as {file}\n{info}")
 
 
-def rebuilt(state: dict[str, Any], like: Checkpoint) -> HostControl:
-    """The CONTROL_NET of new weights with the configuration of a given net."""
-    return as_control(Checkpoint(state, like.metadata, like.name))
+def stored_type(control_net: HostControl, number_type: str) -> torch.dtype | None:
+    """What the weights shall be stored in; None is as they are in memory."""
+    if number_type != AS_LOADED:
+        return NAMED_TYPES[number_type]
+    source = control_net.source
+    # Weights of 8 bits with scales were multiplied out when the file was loaded.
+    return source.dtype if source and source.dtype.itemsize > 1 else None
+
+
+def pooling_of(control: HostControl) -> str:
+    """Whether a net's residuals are averaged over the picture, in words."""
+    return f"Pooling: {'on' if control.pooled else 'off'}."

@@ -12,13 +12,23 @@ from .apply import CATEGORY, hint_input
 from .host import HostUnion
 
 ALL_TYPES = 8
-TYPES = control_type_names(ALL_TYPES)
+ONLY_PROMAX = ("tile", "repaint")
+TYPES = {
+    f"{name} (ProMax)" if name in ONLY_PROMAX else name: name
+    for name in control_type_names(ALL_TYPES)
+}
+"""What a user chooses, and the type's name."""
 KNOWN = "openpose, depth, scribble (soft edges too), canny (line art and mlsd too), normal and "
-KNOWN += "segment; ProMax nets also tile and repaint (masked pixels black)."
+KNOWN += "segment; only ProMax nets know tile and repaint (masked pixels black)."
 
 
 def type_input() -> io.Input:
     return io.Combo.Input("control_type", options=[*TYPES], tooltip=f"What the hint shows: {KNOWN}")
+
+
+def type_name(control_type: str) -> str:
+    """The type's name, of what was chosen or of a name."""
+    return TYPES.get(control_type, control_type)
 
 
 def union_of(control_net: Any) -> HostUnion:
@@ -55,7 +65,7 @@ class SetControlType(io.ComfyNode):
 
     @classmethod
     def execute(cls, control_net: Any, control_type: str) -> io.NodeOutput:
-        return io.NodeOutput(union_of(control_net).with_type(control_type))
+        return io.NodeOutput(union_of(control_net).with_type(type_name(control_type)))
 
 
 class AddUnionHint(io.ComfyNode):
@@ -96,4 +106,4 @@ class AddUnionHint(io.ComfyNode):
         cls, control_net: Any, control_type: str, image: Tensor, scale: float
     ) -> io.NodeOutput:
         hint = image.movedim(-1, 1)
-        return io.NodeOutput(union_of(control_net).with_hint(control_type, hint, scale))
+        return io.NodeOutput(union_of(control_net).with_hint(type_name(control_type), hint, scale))

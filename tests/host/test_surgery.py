@@ -1,5 +1,6 @@
 """The nodes that make nets of nets: what they give can be applied at once, saved and loaded."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -52,14 +53,30 @@ full, _ = extract(canny, model, 1280).args
 low, report_low = extract(canny, model, 8).args
 full, low = sample(full), sample(low)
 
-wanted = [("mine", "fp32", "cldm"), ("sub/mine", "fp16", "diffusers"), ("mine", "fp32", "cldm")]
+wanted = [
+    ("mine", "fp32", "original"), ("sub/mine", "fp16", "diffusers"), ("mine", "fp32", "original")
+]
 saved = [save(canny, *settings).args[0] for settings in wanted]
 files = sorted(host.controlnet_files())
 loaded = sample(host.load_control(host.controlnet_path("mine.safetensors")).control)
 narrow = sample(host.load_control(host.controlnet_path("sub/mine.safetensors")).control)
 lora = extract(canny, model, 1280).args[0]
-save(lora, "lora", "fp32", "cldm")
+save(lora, "lora", "fp32", "original")
 again = sample(host.load_control(host.controlnet_path("lora.safetensors")).control)
+
+# A file's metadata goes along, its own type too, and what is made of it says so.
+read, convert = pack("cldm_core.checkpoint").read, pack("cldm_core.checkpoint").convert
+licensed = host.controlnet_path("mine.safetensors").with_name("licensed.safetensors")
+convert(tiny.weights("canny"), licensed, dtype=torch.bfloat16, hint="edges",
+        metadata={"licence": "MIT"})
+licensed = host.load_control(licensed).control
+save(licensed, "kept", "as loaded", "original")
+kept = read(host.controlnet_path("kept.safetensors"))
+kept = [kept.metadata["licence"], kept.metadata["cldm_core.hint"],
+        sorted({str(value.dtype) for value in kept.tensors.values()})]
+save(merge(licensed, mask, 0.25).args[0], "merged", "fp16", "original", "edges or masks")
+sources = read(host.controlnet_path("merged.safetensors")).metadata
+sources = [sources["cldm_core.hint"], sources["cldm_core.sources"]]
 report(
     same=torch.equal(same, expected), moved=torch.equal(moved, expected), shift=shift,
     half=[distance(half, expected), distance(half, other)],
@@ -67,8 +84,12 @@ report(
     saved=saved, files=files, loaded=torch.equal(loaded, expected),
     narrow=distance(narrow, expected),
     again=torch.equal(again, full),
-    outside=refused(save, canny, "../../evil", "fp16", "cldm"),
+    outside=refused(save, canny, "../../evil", "fp16", "original"),
     foreign=refused(merge, object(), canny, 0.5),
+    keys=refused(save, lora, "x", "fp32", "diffusers"),
+    said=merge(canny, mask, 0.25).ui["text"],
+    said_of_file=save(canny, "t", "as loaded", "original").ui["text"],
+    kept=kept, sources=sources,
 )
 """
 
@@ -81,7 +102,7 @@ def test_nets_of_nets(in_host: Callable[..., dict[str, Any]]) -> None:
     assert min(found["half"]) > 1e-3
     assert found["full"] < 1e-3 < found["low"]
     assert "of rank 8" in found["report_low"]
-    assert found["saved"] == ["mine.safetensors", "mine.safetensors", "mine_2.safetensors"]
+    assert found["saved"] == ["mine.safetensors", "sub/mine.safetensors", "mine_2.safetensors"]
     assert {"mine.safetensors", "mine_2.safetensors", "sub/mine.safetensors"} <= {
         name.replace("\\", "/") for name in found["files"]
     }
@@ -90,3 +111,16 @@ def test_nets_of_nets(in_host: Callable[..., dict[str, Any]]) -> None:
     assert found["again"]
     assert "can't be called '../../evil'" in found["outside"]
     assert "was loaded by ComfyUI's own loader" in found["foreign"]
+    assert "In this node that is keys: original" in found["keys"]
+    assert found["said"] == [
+        "75% of control_canny.safetensors, 25% of control_mask.safetensors.\nPooling: off."
+    ]
+    assert found["said_of_file"][0].startswith("Saved as t.safetensors\nembedded model ControlNet")
+    assert found["kept"] == ["MIT", "edges", ["torch.bfloat16"]]
+    hint, sources = found["sources"]
+    assert hint == "edges or masks"
+    sources = json.loads(sources)
+    assert sources["second"] == {"name": "control_mask.safetensors", "share": 0.25}
+    # What a file says of its own sources stays with it.
+    assert sources["first"].pop("sources")["source"]["name"] == "control_canny.safetensors"
+    assert sources["first"] == {"name": "licensed.safetensors", "share": 0.75}
