@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checkpoint.quantise import narrowed
 from .checkpoint.read import Source
 from .control_lora import LORA_MARKER
 from .errors import CldmError
 from .surgery import plain_weights
-from .weights import base_weights, twins
+from .weights import base_weights, own, twins
 
 EXACT = 192
 """Matrices with a side up to this, or up to three times the rank, are decomposed in full."""
@@ -43,7 +42,11 @@ class LayerError:
 
 @dataclass(frozen=True)
 class LowRankReport:
-    """What an extraction lost; errors as in LayerError, over all layers; sizes in bytes."""
+    """What an extraction lost; errors as in LayerError, over all layers.
+
+    size, original_size: how many numbers are stored and how many the net has, so that number types
+    don't matter.
+    """
 
     rank: int
     layers: tuple[LayerError, ...]
@@ -54,15 +57,23 @@ class LowRankReport:
 
     @property
     def clipped(self) -> tuple[str, ...]:
-        """The layers that have no such rank; they are kept whole."""
+        """The layers that have no such rank; what differs in them is kept whole."""
         return tuple(layer.layer for layer in self.layers if layer.clipped)
 
     def __str__(self) -> str:
-        clipped = f", {len(self.clipped)} of them less" if self.clipped else ""
+        ranks = sorted({layer.rank for layer in self.layers}) or [self.rank]
+        spread = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        share = _ratio(self.size, self.original_size)
+        larger = (
+            " It is larger than the net itself: choose a lower rank, or keep the net."
+            if self.size >= self.original_size
+            else ""
+        )
         return (
-            f"{len(self.layers)} layers of rank {self.rank}{clipped}; lost {self.error:.1%} of the "
-            f"difference, {self.weight_error:.2%} of the weights; {self.size / 1e6:.1f} MB instead "
-            f"of {self.original_size / 1e6:.1f} MB"
+            f"{len(self.layers)} layers of {spread}; lost are {self.error:.1%} of what they have "
+            f"beyond the base, which is {self.weight_error:.2%} of their weights; "
+            f"{self.size / 1e6:.1f} M numbers instead of {self.original_size / 1e6:.1f} M "
+            f"({share:.0%}).{larger}"
         )
 
 
@@ -79,20 +90,21 @@ def extract_control_lora(
 
     Of each weight with a twin in the base, the difference is cut to its largest singular values:
     `LAYER.up` (out, rank[, 1, 1]) and `LAYER.down` (rank, in[, h, w]). Norms, biases and what no
-    base has are stored whole. Large matrices are decomposed by a randomised method (Halko,
-    Martinsson, Tropp 2011), the same for the same `seed`. dtype: None for each weight's own.
-    progress: called with (weights done, weights in all). Raises CldmError for a rank below 1,
-    CheckpointMismatch where the base has other shapes, UnsupportedCheckpoint for other nets.
+    base has are stored whole; a rank that a layer hasn't is cut to what it has, and to 1 where
+    nothing differs. Large matrices are decomposed by a randomised method (Halko, Martinsson, Tropp
+    2011), the same for the same `seed`. dtype: None for each weight's own, and fp16 where those
+    have 8 bits. progress: called with (weights done, weights in all). Raises CldmError
+    for a rank below 1, CheckpointMismatch where the base has other shapes, UnsupportedCheckpoint
+    for other nets.
     """
     if rank < 1:
         raise CldmError(f"The rank is {rank}, expected a whole number from 1.")
     net = plain_weights(control)
     base_twins = twins(net, base_weights(base), "the base")
+    kind = dtype or net.output_type
     ranked = [key for key, value in base_twins.items() if value.ndim >= 2]
     state = {LORA_MARKER: torch.zeros(0)} | {
-        key: narrowed(value, dtype or value.dtype, key)
-        for key, value in net.state.items()
-        if key not in set(ranked)
+        key: own(value, kind, key) for key, value in net.state.items() if key not in set(ranked)
     }
     layers = []
     lost = changed = whole = 0.0
@@ -101,7 +113,7 @@ def extract_control_lora(
         weight, path = net.state[key], key.removesuffix(".weight")
         delta = weight.float() - base_twins[key].float()
         up, down = (
-            narrowed(part, dtype or weight.dtype, key)
+            own(part, kind or weight.dtype, key)
             for part in _factors(delta.flatten(1), rank, generator)
         )
         norms = [_norm(part) for part in (delta.flatten(1) - up.float() @ down.float(), delta)]
@@ -128,15 +140,15 @@ def extract_control_lora(
         tuple(layers),
         _ratio(lost, changed),
         _ratio(lost, whole),
-        _bytes(state),
-        _bytes(net.state),
+        _count(state),
+        _count(net.state),
     )
     return state, report
 
 
 def _factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(out, r) and (r, in) whose product is nearest to the matrix; r is `rank` or all it has."""
-    rank = min(rank, *matrix.shape)
+    rank = min(rank, *matrix.shape) if matrix.any() else 1
     if min(matrix.shape) <= max(EXACT, 3 * rank):
         u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     else:
@@ -150,7 +162,7 @@ def _factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Ten
 
 def _range(matrix: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """An orthonormal basis (out, count) of what the matrix does most."""
-    probe = torch.randn(matrix.shape[1], count, generator=generator)
+    probe = torch.randn(matrix.shape[1], count, generator=generator).to(matrix)
     basis: Tensor = torch.linalg.qr(matrix @ probe).Q
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.mT @ basis).Q).Q
@@ -165,5 +177,5 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def _bytes(state: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in state.values())
+def _count(state: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in state.values())

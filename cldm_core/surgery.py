@@ -1,13 +1,17 @@
 """Changing weights as a whole: control added to a base model, moved to another one, mixed.
 
 The functions on files and state dicts take any layout, leave what they are given as it is, and
-return weights under the original's keys. They compute in fp32, tensor by tensor, and store each in
-the type that the first net has it in.
+return weights under the original's keys in memory of their own. They compute in fp32, tensor by
+tensor, on the device of the first net, and store each in `dtype`: None takes the type that the
+first net has it in, and fp16 for nets stored in 8 bits. Weights that are infinite or no numbers are
+refused with DamagedCheckpoint.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,15 +19,18 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .checkpoint.quantise import narrowed
+from .checkpoint.fit import conformed, shapes
+from .checkpoint.guard import require_finite
 from .checkpoint.read import Source
 from .checkpoint.skeleton import shapes_of
-from .config import ControlNetConfig
+from .checkpoint.write import HINT_KEY, config_metadata
+from .config import ControlNetConfig, UNetConfig
 from .control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, OWN_PARTS, difference_net
 from .controlnet import ControlNet
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .unet import ControlledUNet
-from .weights import ControlWeights, base_weights, control_weights, twins
+from .union import UnionConfig
+from .weights import ControlWeights, base_weights, control_weights, own, twins
 
 UNCHANGED = 1e-6
 """A tensor whose every number changed by less than this is left out of a difference file."""
@@ -46,7 +53,9 @@ def add_control(
     return net
 
 
-def transfer(control: Source, source: Source, target: Source) -> dict[str, Tensor]:
+def transfer(
+    control: Source, source: Source, target: Source, *, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """A ControlNet moved from the base model it was trained on to another one.
 
     What its encoder has beyond `source` is added to `target`'s; what no base has is kept (after
@@ -54,7 +63,7 @@ def transfer(control: Source, source: Source, target: Source) -> dict[str, Tenso
     same shapes. Raises CheckpointMismatch where shapes differ, UnsupportedCheckpoint for other
     nets.
     """
-    net = control_weights(control)
+    net = control_weights(control, title="the control net")
     if not any(key.startswith("zero_convs.") for key in net.state) or net.family.bound:
         advice = (
             "it builds upon whatever base it is given, so use it with the other one as it is"
@@ -66,10 +75,11 @@ def transfer(control: Source, source: Source, target: Source) -> dict[str, Tenso
     new = twins(net, base_weights(target), "the target")
 
     def moved(key: str, value: Tensor) -> Tensor:
+        kind = dtype or net.output_type or value.dtype
         if key not in old:
-            return value
+            return own(value, kind, key)
         # In this order a base that is moved to itself changes nothing, not even by rounding.
-        return narrowed(value.float() + (new[key].float() - old[key].float()), value.dtype, key)
+        return own(value.float() + (new[key].float() - old[key].float()), kind, key)
 
     return {key: moved(key, value) for key, value in net.state.items()}
 
@@ -82,8 +92,8 @@ def difference(
     That is extract_controlnet_diff.py's of Mikubill/sd-webui-controlnet, which ComfyUI and
     load_control read: a marker `difference`, keys behind `control_model.`, weights without a twin
     stored whole, and tensors left out that changed by less than 1e-6 everywhere. Such a change is
-    lost; in fp16 most weights can't hold it anyway. dtype: what differences are stored in, None
-    for the net's own; fp32 keeps a half-precision net to the bit. Raises CheckpointMismatch where
+    lost; in fp16 most weights can't hold it anyway. With dtype fp32 a half-precision net is kept
+    to the bit. Raises CheckpointMismatch where
     the base has other shapes, UnsupportedCheckpoint for other nets than ControlNets.
     """
     net = plain_weights(control)
@@ -95,7 +105,8 @@ def difference(
             stored = value.float() - base_twins[key].float()
             if stored.abs().max() < UNCHANGED:
                 continue
-        result[DIFFERENCE_PREFIX + key] = narrowed(stored, dtype or value.dtype, key)
+        kind = dtype or net.output_type or value.dtype
+        result[DIFFERENCE_PREFIX + key] = own(stored, kind, key)
     return result
 
 
@@ -104,58 +115,197 @@ def apply_difference(
 ) -> dict[str, Tensor]:
     """The plain ControlNet that a difference file makes of a base model.
 
-    dtype: what the sums are stored in, None for the type of the file's tensors. Raises
-    CheckpointMismatch or FamilyMismatch where the two don't fit, UnsupportedCheckpoint where it is
-    no difference file.
+    Raises CheckpointMismatch or FamilyMismatch where the two don't fit, UnsupportedCheckpoint where
+    it is no difference file.
     """
-    file = control_weights(difference)
+    file = control_weights(difference, title="the difference")
     if file.kind.name != DIFFERENCE_MARKER:
         raise UnsupportedCheckpoint(
-            f"{file.name} holds a {file.kind.noun}, expected a difference file, as `difference` "
-            f"makes it."
+            f"{file.name} holds a {file.kind.noun}, expected a difference file: make one of a "
+            f"ControlNet and its base first."
         )
     unet = base_weights(base)
     config = file.config(unet)
     # The net checks that file and base fit, in a sentence for each way they may not.
     difference_net(file.state, config).bind(unet)
+    device = next(iter(file.state.values())).device
     result = {}
     for key, shape in shapes_of(partial(ControlNet, config)).items():
         value = file.state.get(key)
         if key.startswith(OWN_PARTS):
-            result[key] = narrowed(file.state[key], dtype or file.state[key].dtype, key)
-        elif value is None:
-            result[key] = narrowed(unet[key].reshape(shape), dtype or unet[key].dtype, key)
+            value = total = file.state[key]
         else:
-            total = value.float() + unet[key].reshape(shape).float()
-            result[key] = narrowed(total, dtype or value.dtype, key)
+            twin = unet[key].reshape(shape).to(device)
+            value, total = (twin, twin) if value is None else (value, value.float() + twin.float())
+        result[key] = own(total, dtype or file.output_type or value.dtype, key)
+    require_finite(result, f"{file.name} or its base", whole=True)
     return result
 
 
-def merge_nets(first: Source, second: Source, ratio: float) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Merged:
+    """A mixture of two nets: weights, metadata with its configuration, and what a user should know.
+
+    The metadata has the pooling only where one of the nets tells it, and what is noted of the hint
+    only where both don't say different things.
+    """
+
+    state: dict[str, Tensor]
+    config: Any
+    metadata: dict[str, str]
+    note: str = ""
+
+
+def merge_nets(
+    first: Source,
+    second: Source,
+    ratio: float,
+    *,
+    global_average_pooling: bool | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
     """Two nets of equal keys and shapes mixed: (1 - ratio) x first + ratio x second.
 
-    ratio: from 0 (first) to 1 (second). For nets that are whole by themselves. Raises CldmError for
-    another ratio, UnsupportedCheckpoint and CheckpointMismatch for nets that can't be mixed.
+    ratio: from 0 (first) to 1 (second). For nets that are whole by themselves.
+    global_average_pooling: decides where the nets' own configurations differ in it. Raises
+    CldmError for another ratio, UnsupportedCheckpoint and CheckpointMismatch for nets that can't be
+    mixed.
     """
+    pooling = global_average_pooling
+    return merged(first, second, ratio, global_average_pooling=pooling, dtype=dtype).state
+
+
+def merged(
+    first: Source,
+    second: Source,
+    ratio: float,
+    *,
+    global_average_pooling: bool | None = None,
+    dtype: torch.dtype | None = None,
+) -> Merged:
+    """Like merge_nets, with what the mixture's file should say."""
     if not 0 <= ratio <= 1 or math.isnan(ratio):
         raise CldmError(f"The ratio is {ratio}, expected a number from 0 (first) to 1 (second).")
-    one, other = control_weights(first), control_weights(second)
+    one = control_weights(first, title="the first net")
+    other = control_weights(second, title="the second net")
     for net in (one, other):
         if net.family.bound:
             raise UnsupportedCheckpoint(
                 f"{net.name} holds a {net.kind.noun}, which can't be merged by itself: merge the "
                 f"whole nets, and extract or subtract afterwards."
             )
+    other = replace(other, state=conformed(shapes(one.state), other.state))
     _require_alike(one, other)
-    return {
-        key: narrowed(torch.lerp(value.float(), other.state[key].float(), ratio), value.dtype, key)
+    pooling, note = _merged_pooling(one, other, global_average_pooling)
+    config = _merged_config(one, other)
+    if isinstance(config, ControlNetConfig):
+        config = replace(config, global_average_pooling=bool(pooling))
+    state = {
+        key: own(
+            torch.lerp(value.float(), other.state[key].to(value.device).float(), ratio),
+            dtype or one.output_type or value.dtype,
+            key,
+        )
         for key, value in one.state.items()
     }
+    metadata = config_metadata(config, pooling_known=pooling is not None)
+    hints = {net.hint for net in (one, other) if net.hint is not None}
+    if len(hints) == 1:
+        metadata[HINT_KEY] = hints.pop()
+    return Merged(state, config, metadata, note)
+
+
+def _merged_pooling(
+    one: ControlWeights, other: ControlWeights, given: bool | None
+) -> tuple[bool | None, str]:
+    """Whether the mixture's residuals are averaged, None where nothing tells, and a remark."""
+    if one.family.config is not ControlNetConfig:
+        return False, ""
+    if given is not None or one.pooling == other.pooling:
+        return one.pooling if given is None else given, ""
+    if one.pooling is not None and other.pooling is not None:
+        pooled, plain = (one, other) if one.pooling else (other, one)
+        raise CheckpointMismatch(
+            f"The residuals of {pooled.name} are averaged over the picture and those of "
+            f"{plain.name} are not: say with the pooling setting which the mixture shall be."
+        )
+    knows, silent = (other, one) if one.pooling is None else (one, other)
+    return knows.pooling, (
+        f"Pooling is {'yes' if knows.pooling else 'no'}, as {knows.name} says; {silent.name} "
+        f"doesn't tell."
+    )
+
+
+def _merged_config(one: ControlWeights, other: ControlWeights) -> Any:
+    """The configuration of both; raises CheckpointMismatch where what they carry differs."""
+    config = one.config()
+    if other.stored is None:
+        return config
+    if one.stored is None:
+        # The form of the projections is the first net's, and its keys tell it.
+        linear = _linear(config)
+        return _over_unet(
+            other.stored, lambda unet: replace(unet, use_linear_in_transformer=linear)
+        )
+    first, second = (dict(_flat(_comparable(net.stored).to_dict())) for net in (one, other))
+    fields = [name for name in first.keys() | second.keys() if first.get(name) != second.get(name)]
+    if fields:
+        raise CheckpointMismatch(
+            f"{one.name} and {other.name} have equal shapes, but the configurations that they "
+            f"carry differ in {', '.join(sorted(fields))}: only nets that compute alike can be "
+            f"merged."
+        )
+    return config
+
+
+def _comparable(config: Any) -> Any:
+    """The configuration without what a control net doesn't compute with, or is decided apart."""
+    if isinstance(config, ControlNetConfig):
+        config = replace(config, global_average_pooling=False)
+    return _over_unet(
+        config,
+        lambda unet: replace(
+            unet,
+            out_channels=4,
+            transformer_depth_output=(0,) * len(unet.transformer_depth_output),
+            use_linear_in_transformer=False,
+            dropout=0.0,
+        ),
+    )
+
+
+def _over_unet(config: Any, change: Callable[[UNetConfig], UNetConfig]) -> Any:
+    """The configuration with another UNet's, where it has one."""
+    match config:
+        case ControlNetConfig():
+            return replace(config, unet=change(config.unet))
+        case UnionConfig():
+            return replace(config, controlnet=_over_unet(config.controlnet, change))
+    return config
+
+
+def _linear(config: Any) -> bool:
+    """Whether the projections of the net's transformers are linear layers."""
+    match config:
+        case ControlNetConfig():
+            return config.unet.use_linear_in_transformer
+        case UnionConfig():
+            return config.controlnet.unet.use_linear_in_transformer
+    return False
+
+
+def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names with plain values, out of nested mappings."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value
 
 
 def plain_weights(source: Source) -> ControlWeights:
     """The weights of a ControlNet of the plain kind; raises UnsupportedCheckpoint for others."""
-    net = control_weights(source)
+    net = control_weights(source, title="the control net")
     if net.family.config is not ControlNetConfig or net.family.bound:
         raise UnsupportedCheckpoint(
             f"{net.name} holds a {net.kind.noun}, expected a ControlNet: only for those is there a "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ from .checkpoint.dtypes import unified
 from .checkpoint.families import FAMILIES, Family
 from .checkpoint.fit import conformed, shapes
 from .checkpoint.formats import UNET, Format
+from .checkpoint.guard import require_finite
 from .checkpoint.load import contents, stored_config, unet_part
+from .checkpoint.quantise import narrowed
 from .checkpoint.read import Checkpoint, Source, StateDict, read
+from .checkpoint.write import noted_hint, stored_pooling
 from .errors import CheckpointMismatch
 
 TWIN_PARTS = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
@@ -24,13 +27,28 @@ TWIN_PARTS = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 
 @dataclass(frozen=True)
 class ControlWeights:
-    """A control net's weights under canonical keys; `name` is what a message calls the source."""
+    """A control net's weights under canonical keys; `name` is what a message calls the source.
+
+    narrow: whether they are stored in 8 bits; stored: the configuration that the source carries,
+    pooling: what it says about that, hint: about the hint; None each where it says nothing.
+    """
 
     name: str
     kind: Format
     family: Family
     state: dict[str, Tensor]
     stored: Any = None
+    pooling: bool | None = None
+    hint: str | None = None
+    narrow: bool = False
+
+    @property
+    def output_type(self) -> torch.dtype | None:
+        """What results are stored in unless something else is asked for; None: as each tensor.
+
+        What came in 8 bits is computed in fp32, and fp16 holds it whole.
+        """
+        return torch.float16 if self.narrow else None
 
     def config(self, base: StateDict | None = None) -> Any:
         """The configuration, from the source's metadata or else from its keys.
@@ -41,17 +59,30 @@ class ControlWeights:
         return self.stored or self.family.config_of(self.state, base)
 
 
-def control_weights(source: Source) -> ControlWeights:
+def control_weights(source: Source, *, title: str | None = None) -> ControlWeights:
     """The weights of a control net of any family, in any layout, with or without a prefix.
 
     Weights of 8 bits come widened to fp32, as no arithmetic is done in those; others as they are
-    stored. Raises UnsupportedCheckpoint or DamagedCheckpoint.
+    stored. title: what a message calls a state dict. Raises UnsupportedCheckpoint, or
+    DamagedCheckpoint, where numbers are infinite or none, too.
     """
     checkpoint = read(source)
+    if title is not None and isinstance(source, Mapping):
+        checkpoint = replace(checkpoint, name=title)
     kind, tensors = contents(checkpoint)
     family = FAMILIES[kind.name]
-    state = _computable(family.canonical(tensors), checkpoint.name)
-    return ControlWeights(checkpoint.name, kind, family, state, stored_config(checkpoint, family))
+    stored = family.canonical(tensors)
+    require_finite(stored, checkpoint.name, whole=True)
+    return ControlWeights(
+        checkpoint.name,
+        kind,
+        family,
+        _computable(stored, checkpoint.name),
+        stored_config(checkpoint, family),
+        stored_pooling(checkpoint),
+        noted_hint(checkpoint.metadata),
+        _is_narrow(stored),
+    )
 
 
 def base_weights(source: Source) -> dict[str, Tensor]:
@@ -74,8 +105,9 @@ def base_weights(source: Source) -> dict[str, Tensor]:
 def twins(control: ControlWeights, base: StateDict, title: str) -> dict[str, Tensor]:
     """The base's weights that the net's encoder was copied from, by key and in the net's shapes.
 
-    title: what a message calls the base, such as "the target". Raises CheckpointMismatch where the
-    base lacks one or has it in another shape.
+    They come on the devices of the net's. title: what a message calls the base, such as "the
+    target". Raises CheckpointMismatch where the base lacks one or has it in another shape, and
+    DamagedCheckpoint where numbers are infinite or none.
     """
     keys = [key for key in control.state if key.startswith(TWIN_PARTS)]
     expected = shapes({key: control.state[key] for key in keys})
@@ -91,9 +123,19 @@ def twins(control: ControlWeights, base: StateDict, title: str) -> dict[str, Ten
             f"{title[0].upper()}{title[1:]} has other weights than the encoder of {control.name} "
             f"({'; '.join(wrong[:3])}{more}): give a base model of the same family."
         )
-    return found
+    require_finite(found, title, whole=True)
+    return {key: value.to(control.state[key].device) for key, value in found.items()}
+
+
+def own(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+    """The tensor in the type, None for its own, in memory that it shares with no other."""
+    result = narrowed(value, dtype or value.dtype, key)
+    return result.clone() if result is value else result
 
 
 def _computable(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    narrow = any(value.dtype.itemsize == 1 for value in state.values())
-    return unified(state, torch.float32, name) if narrow else dict(state)
+    return unified(state, torch.float32, name) if _is_narrow(state) else dict(state)
+
+
+def _is_narrow(state: Mapping[str, Tensor]) -> bool:
+    return any(value.dtype.itemsize == 1 for value in state.values())

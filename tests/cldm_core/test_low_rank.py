@@ -56,7 +56,7 @@ def test_a_rank_that_a_layer_has_not_is_clipped_and_told(extracted):
     assert tuple(layer.layer for layer in narrow) == report.clipped
     assert {layer.rank for layer in narrow} == {24, 36}
     assert all(layer.rank == min(layer.shape[0], math.prod(layer.shape[1:])) for layer in narrow)
-    assert f"{len(narrow)} of them less" in str(report)
+    assert "layers of ranks 24 to 64; lost are " in str(report)
 
 
 def test_the_error_falls_with_the_rank(extracted):
@@ -124,14 +124,30 @@ def test_progress_and_sizes_are_told():
         net, base, 2, dtype=torch.float16, progress=lambda done, total: told.append((done, total))
     )
     assert told == [(done, len(report.layers)) for done in range(1, len(report.layers) + 1)]
-    assert report.size == sum(value.nbytes for value in state.values())
-    assert report.original_size == sum(value.nbytes for value in net.values())
+    assert report.size == sum(value.numel() for value in state.values())
+    assert report.original_size == sum(value.numel() for value in net.values())
+    assert "0.6 M numbers instead of 2.4 M (25%)" in str(report)
+    assert "larger" not in str(report)
     assert {value.dtype for k, value in state.items() if k != "lora_controlnet"} == {torch.float16}
 
 
-def test_a_layer_that_did_not_change_loses_nothing():
+def test_a_layer_that_did_not_change_is_stored_at_rank_1():
     report = extract_control_lora(trained(SD_LIKE, 0.0), base_of(SD_LIKE), 2)[1]
     assert (report.error, report.weight_error) == (0, 0)
+    assert {layer.rank for layer in report.layers} == {1}
+    assert "layers of rank 1; " in str(report)
+
+
+def test_a_result_larger_than_the_net_is_told(extracted):
+    report = extracted[1152][1]
+    assert report.size > report.original_size
+    assert "It is larger than the net itself: choose a lower rank" in str(report)
+
+
+def test_a_net_of_8_bits_is_extracted_in_fp16():
+    net = {k: v.to(torch.float8_e4m3fn) for k, v in trained(SD_LIKE).items()}
+    state, _ = extract_control_lora(net, base_of(SD_LIKE), 2)
+    assert {value.dtype for k, value in state.items() if k != "lora_controlnet"} == {torch.float16}
 
 
 @pytest.mark.parametrize("rank", [0, -1])

@@ -1,21 +1,27 @@
 """Surgery on weights: its algebra, the original tools' formulas, and what an extraction loses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from controlnet_pack.cldm_core import (
+    TINY,
     CheckpointMismatch,
     CldmError,
     ControlledUNet,
+    ControlNetConfig,
+    DamagedCheckpoint,
     FamilyMismatch,
     UnsupportedCheckpoint,
     load_control,
     load_unet,
 )
+from controlnet_pack.cldm_core.checkpoint import Checkpoint
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
+from controlnet_pack.cldm_core.checkpoint.write import HINT_KEY, config_metadata, stored_pooling
 from controlnet_pack.cldm_core.config import UNetConfig
 from controlnet_pack.cldm_core.low_rank import extract_control_lora
 from controlnet_pack.cldm_core.surgery import (
@@ -23,6 +29,7 @@ from controlnet_pack.cldm_core.surgery import (
     apply_difference,
     difference,
     merge_nets,
+    merged,
     transfer,
 )
 
@@ -166,10 +173,38 @@ def test_a_union_is_transferred():
     assert not torch.equal(moved[LAYER], net[LAYER])
 
 
-def test_a_net_of_8_bits_comes_out_wide():
+def types(state):
+    return {value.dtype for key, value in state.items() if key != "difference"}
+
+
+def test_what_came_in_8_bits_comes_out_in_fp16():
     net = {k: v.to(torch.float8_e4m3fn) for k, v in trained(SD_LIKE).items()}
-    moved = transfer(net, base_of(SD_LIKE), other_base(SD_LIKE))
-    assert {value.dtype for value in moved.values()} == {torch.float32}
+    base = base_of(SD_LIKE)
+    made = difference(net, base)
+    narrow = {
+        k: v if k == "difference" else v.clamp(-400, 400).to(torch.float8_e5m2)
+        for k, v in made.items()
+    }
+    for result in (
+        transfer(net, base, other_base(SD_LIKE)),
+        merge_nets(net, net, 0.5),
+        made,
+        apply_difference(narrow, base),
+    ):
+        assert types(result) == {torch.float16}
+
+
+def test_any_type_can_be_asked_for():
+    net, base = trained(SD_LIKE), base_of(SD_LIKE)
+    bf16 = torch.bfloat16
+    made = difference(net, base, dtype=bf16)
+    for result in (
+        transfer(net, base, other_base(SD_LIKE), dtype=bf16),
+        merge_nets(net, net, 0.5, dtype=bf16),
+        made,
+        apply_difference(made, base, dtype=bf16),
+    ):
+        assert types(result) == {bf16}
 
 
 def test_transfer_to_other_shapes_is_refused_with_the_keys():
@@ -319,7 +354,129 @@ def test_unlike_nets_are_not_merged(second, sentence):
         merge_nets(controlnet(), second(), 0.5)
 
 
+def test_projections_of_merged_nets_may_be_convolutions_in_one_of_them():
+    first, second = trained(SDXL_LIKE), trained(SDXL_LIKE, 0.5)
+    assert same(merge_nets(first, widened(second), 0.25), merge_nets(first, second, 0.25))
+    assert same(merge_nets(widened(first), second, 0), widened(first))
+
+
+def widened(state):
+    return {
+        key: value[..., None, None]
+        if key.endswith(("proj_in.weight", "proj_out.weight"))
+        else value
+        for key, value in state.items()
+    }
+
+
+def test_messages_tell_the_two_nets_apart():
+    with pytest.raises(CheckpointMismatch, match="the first net and the second net differ"):
+        merge_nets(controlnet(), controlnet(hint_channels=1), 0.5)
+    with pytest.raises(UnsupportedCheckpoint, match="the second net holds a Control-LoRA"):
+        merge_nets(controlnet(), control_lora(), 0.5)
+
+
+def noted(name, pooling=None, hint=None, **unet):
+    """A ControlNet in a file that says something of itself."""
+    config = ControlNetConfig(replace(TINY, **unet), global_average_pooling=bool(pooling))
+    metadata = config_metadata(config, pooling_known=pooling is not None)
+    return Checkpoint(controlnet(), metadata | ({} if hint is None else {HINT_KEY: hint}), name)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (True, True, True),
+        (False, False, False),
+        (None, None, None),
+        (True, None, True),
+        (None, True, True),
+        (None, False, False),
+    ],
+)
+def test_the_pooling_that_one_net_tells_is_the_mixtures(first, second, expected):
+    result = merged(noted("a", first), noted("b", second), 0.5)
+    assert stored_pooling(Checkpoint({}, result.metadata)) == expected
+    assert result.config.global_average_pooling == bool(expected)
+    silent = "a" if first is None else "b"
+    assert (f"{silent} doesn't tell" in result.note) == (first != second)
+
+
+def test_a_pooled_net_and_another_are_merged_only_by_decision():
+    nets = noted("a", False), noted("b", True)
+    with pytest.raises(CheckpointMismatch, match=r"of b are averaged .* those of a are not: say"):
+        merge_nets(*nets, 0.5)
+    for decided in (True, False):
+        result = merged(*nets, 0.5, global_average_pooling=decided)
+        assert stored_pooling(Checkpoint({}, result.metadata)) == decided
+
+
+def test_nets_that_compute_otherwise_are_not_merged():
+    heads = {"num_heads": 4, "num_head_channels": -1}
+    with pytest.raises(CheckpointMismatch, match="differ in num_head_channels, num_heads"):
+        merge_nets(noted("a"), noted("b", **heads), 0.5)
+    # What only a decoder has doesn't matter.
+    merge_nets(noted("a"), noted("b", transformer_depth_output=(0,) * 6, out_channels=8), 0.5)
+
+
+def test_a_configuration_that_the_second_net_carries_is_the_mixtures():
+    heads = {"num_heads": 4, "num_head_channels": -1}
+    assert merged(controlnet(), noted("b", **heads), 0.5).config.unet.num_heads == 4
+    assert merged(noted("b", **heads), controlnet(), 0.5).config.unet.num_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("a", "a", "a"), ("a", "b", None), (None, "b", "b"), (None, None, None)],
+)
+def test_a_hint_is_kept_where_the_nets_agree(first, second, expected):
+    result = merged(noted("a", hint=first), noted("b", hint=second), 0.5)
+    assert result.metadata.get(HINT_KEY) == expected
+
+
 # all of them
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["net", "base"])
+def test_damaged_numbers_are_refused(value, where):
+    parts = {"net": trained(SD_LIKE), "base": base_of(SD_LIKE)}
+    made = difference(parts["net"], parts["base"])
+    parts[where][LAYER].view(-1)[-1] = value
+    net, base, other = parts["net"], parts["base"], other_base(SD_LIKE)
+    calls = [
+        lambda: transfer(net, base, other),
+        lambda: difference(net, base),
+        lambda: extract_control_lora(net, base, 2),
+    ]
+    if where == "net":
+        calls.append(lambda: merge_nets(trained(SD_LIKE), net, 0.5))
+    else:
+        calls += [lambda: transfer(net, other, base), lambda: apply_difference(made, base)]
+    for call in calls:
+        with pytest.raises(DamagedCheckpoint, match=LAYER):
+            call()
+
+
+def memories(state):
+    return {value.untyped_storage().data_ptr() for value in state.values() if value.numel()}
+
+
+@pytest.mark.parametrize("change", [dict, half], ids=["fp32", "fp16"])
+def test_results_share_no_memory_with_what_is_given(change):
+    net, base, other = (change(s(SD_LIKE)) for s in (trained, base_of, other_base))
+    for name in ("input_blocks.0.0.weight", LAYER):
+        net[name] = base[name].clone()
+    made = difference(net, base)
+    given = set().union(*map(memories, (net, base, other, made)))
+    for result in (
+        transfer(net, base, other),
+        difference(net, base),
+        apply_difference(made, base),
+        merge_nets(net, net, 0),
+        extract_control_lora(net, base, 2)[0],
+    ):
+        assert not memories(result) & given
 
 
 def test_nothing_that_is_given_is_changed():
