@@ -11,9 +11,27 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from torch import Tensor
+
 from .read import StateDict
+from .signs import Keys
 
 CONTROL_PREFIX = "control_model."
+FRAMEWORK_WORDS = frozenset(
+    (
+        "_orig_mod",
+        "adapter",
+        "control_model",
+        "control_net",
+        "controlnet",
+        "diffusion_model",
+        "model",
+        "module",
+        "net",
+    )
+)
+"""What prefixes are made of: names of wrappers and of the attributes that hold a net."""
+MOST_WORDS = 4
 CLDM = "zero_convs.0.0.weight"
 DIFFUSERS = "controlnet_cond_embedding.conv_in.weight"
 ADAPTER_DIFFUSERS = "adapter.body.0.resnets.0.block1.weight"
@@ -40,8 +58,8 @@ class Where(Enum):
 class Format:
     """One kind of file.
 
-    A sign is a key, or a part of a key between asterisks. `every` sign must be there, at least one
-    of `some` where there are any, and none of `never`. `layout` says whose keys they are, unless
+    Of the signs (signs.py) every one of `every` must be there, at least one of `some` where there
+    are any, and none of `never`. `layout` says whose keys they are, unless
     the file has diffusers' own. `advice` says what to do with a file that isn't for this pack.
     """
 
@@ -67,24 +85,17 @@ class Format:
         )
 
     def likeness(self, keys: Keys) -> float:
-        """Share of the wanted signs that are there, from 0 to 1; for files of no known kind."""
-        shown = sum(map(keys.show, self.every)) + any(map(keys.show, self.some))
+        """Share of the wanted signs that are there, from 0 to 1; for files of no known kind.
+
+        Signs that files of many kinds have tell nothing.
+        """
+        some = [sign for sign in self.some if sign not in _COMMON]
+        shown = sum(map(keys.show, self.every)) + any(map(keys.show, some))
         return shown / (len(self.every) + bool(self.some))
 
     def refusal(self, name: str) -> str:
         """The sentence for a user who tried to load such a file."""
         return f"{name} holds {self.title}, which this pack doesn't load: {self.advice}."
-
-
-class Keys:
-    """The keys of a file, ready to be searched for many signs."""
-
-    def __init__(self, keys: Collection[str]) -> None:
-        self.exact = frozenset(keys)
-        self.text = "\n".join(self.exact)
-
-    def show(self, sign: str) -> bool:
-        return sign.strip("*") in (self.text if sign.startswith("*") else self.exact)
 
 
 def layout(kind: Format, state: StateDict) -> str:
@@ -93,17 +104,57 @@ def layout(kind: Format, state: StateDict) -> str:
 
 
 def inner(tensors: StateDict) -> StateDict:
-    """The ControlNet's part of a whole checkpoint; all of any other file.
+    """The control net's part of a whole checkpoint; all of any other file.
 
-    The prefix goes; markers at the top, such as `difference`, stay.
+    Prefixes go that training frameworks put before every key, or before a net inside a larger one.
+    Markers at the top, such as `difference`, stay.
     """
-    if not any(key.startswith(CONTROL_PREFIX) for key in tensors):
-        return tensors
-    return {
-        key.removeprefix(CONTROL_PREFIX): value
-        for key, value in tensors.items()
-        if key.startswith(CONTROL_PREFIX) or key in MARKERS
-    }
+    prefix = _prefix(tensors)
+    return _behind(prefix, tensors) if prefix else tensors
+
+
+def _prefix(tensors: StateDict) -> str:
+    """What stands before the keys of the net that is looked for; nothing where none is known."""
+    whole = recognise(tensors)
+    prefixes = sorted(
+        _prefixes(tensors), key=lambda prefix: (prefix != CONTROL_PREFIX, len(prefix))
+    )
+    if whole is not None and whole.where is Where.HERE:
+        return ""
+    kinds = {prefix: recognise(_behind(prefix, tensors)) for prefix in prefixes}
+    for prefix, kind in kinds.items():
+        if kind is not None and kind.where is Where.HERE:
+            return prefix
+    if CONTROL_PREFIX in kinds:
+        return CONTROL_PREFIX
+    if whole is not None:
+        return ""
+    common = [p for p in prefixes if all(key.startswith(p) for key in tensors)]
+    return next((prefix for prefix in common if kinds[prefix]), "")
+
+
+def _prefixes(keys: Iterable[str]) -> set[str]:
+    """The words of FRAMEWORK_WORDS that keys start with, in all lengths."""
+    found = set()
+    for key in keys:
+        prefix = ""
+        for word in key.split(".", MOST_WORDS)[:MOST_WORDS]:
+            if word not in FRAMEWORK_WORDS:
+                break
+            prefix += f"{word}."
+            found.add(prefix)
+    return found
+
+
+def _behind(prefix: str, tensors: StateDict) -> dict[str, Tensor]:
+    found = {}
+    for key, value in tensors.items():
+        start, dot, name = key.rpartition(".")
+        if key.startswith(prefix):
+            found[key.removeprefix(prefix)] = value
+        elif name in MARKERS and prefix.startswith(start + dot):
+            found[name] = value
+    return found
 
 
 def recognise(keys: Collection[str]) -> Format | None:
@@ -127,7 +178,20 @@ def _host(name: str, title: str, *every: str, never: Iterable[str] = ()) -> Form
 
 _XS = ("*.ctrl_to_base*", "*control_to_base_for_conv_in*", "*enc_zero_convs_out.*")
 _UNION = ("task_embedding", "control_add_embedding.linear_1.weight")
-_FOREIGN = (*_XS, "*lora_layer*", "*motion_modules*", "*temporal_res_block*")
+_FOREIGN = (
+    *_XS,
+    "*lora_layer*",
+    "*motion_modules*",
+    "*temporal_res_block*",
+    "*task_id_hypernet*",
+    "brushnet_*",
+    "conv_in_condition.weight",
+)
+_FIRST, _LAST = "input_blocks.0.0.weight", "out.2.weight"
+_HINT = "*input_hint_block.*"
+_KOLORS = "encoder_hid_proj.weight"
+_COMMON = ("*controlnet*", "*input_hint_block*")
+"""Signs that alone tell no kind."""
 _DIT = "controlnet_blocks.0.weight"
 _XLABS = "double_blocks.0.img_attn.norm.key_norm.scale"
 _SD3 = "pos_embed_input.proj.weight"
@@ -149,6 +213,52 @@ FORMATS = (
         some=("*lora_layer*",),
         where=Where.NOWHERE,
         advice=ADVANCED,
+    ),
+    Format(
+        "ctrlora_base",
+        "the base ControlNet of CtrLoRAs, whose hints come as latents",
+        every=(CLDM,),
+        never=(_HINT, DIFFUSERS, *_UNION, *MARKERS, *_FOREIGN),
+        where=Where.NOWHERE,
+        advice=ADVANCED,
+    ),
+    Format(
+        "unicontrol",
+        "a UniControl net, which is told its task by a network of its own",
+        some=("*task_id_hypernet*",),
+        where=Where.NOWHERE,
+        advice="use its authors' code, or ControlNets of the single tasks",
+    ),
+    Format(
+        "brushnet",
+        "a BrushNet or PowerPaint net, which steers the base through every block",
+        some=("brushnet_*", "conv_in_condition.weight"),
+        where=Where.NOWHERE,
+        advice="use a node pack for BrushNet",
+    ),
+    Format(
+        "kolors",
+        "a ControlNet for Kolors, which reads the texts of another language model",
+        every=(DIFFUSERS, _KOLORS),
+        never=(CLDM, *_UNION, *_FOREIGN),
+        where=Where.NOWHERE,
+        advice="use a node pack for Kolors",
+    ),
+    Format(
+        "coadapter_fuser",
+        "the fuser of CoAdapters, which combines several T2I-Adapters",
+        every=("spatial_feat_mapping.*",),
+        never=("control_add_embedding.linear_1.weight",),
+        where=Where.NOWHERE,
+        advice="load the adapters themselves; without the fuser they can be used one by one",
+    ),
+    Format(
+        "clip_vision",
+        "a CLIP vision model",
+        every=("vision_model.embeddings.*",),
+        never=("text_model.embeddings.*", UNET_PREFIX + UNET),
+        where=Where.NOWHERE,
+        advice="put it into models/clip_vision and use Load CLIP Vision",
     ),
     Format(
         "sparsectrl",
@@ -176,7 +286,6 @@ FORMATS = (
     Format(
         "lllite_dit",
         "a ControlNet-LLLite for a transformer model (Anima)",
-        every=("*lllite*",),
         some=("*lllite_dit_*", "lllite_conditioning1.conv1.weight"),
         where=Where.NOWHERE,
         advice=ADVANCED,
@@ -185,7 +294,7 @@ FORMATS = (
         "lllite",
         "a ControlNet-LLLite",
         layout="kohya",
-        every=("*lllite_unet_*",),
+        every=("lllite_unet_*",),
         never=("*lllite_dit_*", "lllite_conditioning1.conv1.weight"),
     ),
     Format("control_lora", "a Control-LoRA", every=("lora_controlnet",), never=_FOREIGN),
@@ -207,11 +316,13 @@ FORMATS = (
         ),
         never=("*style_embedding*",),
     ),
-    Format("diffusers", "a ControlNet", every=(DIFFUSERS,), never=(*_UNION, CLDM, *_FOREIGN)),
+    Format(
+        "diffusers", "a ControlNet", every=(DIFFUSERS,), never=(*_UNION, CLDM, _KOLORS, *_FOREIGN)
+    ),
     Format(
         "cldm",
         "a ControlNet",
-        every=(CLDM,),
+        every=(CLDM, _HINT),
         never=(*_UNION, DIFFUSERS, "difference", "lora_controlnet", *_FOREIGN),
     ),
     _host("hunyuan_dit", "a HunyuanDiT ControlNet", "after_proj_list.18.bias"),
@@ -237,7 +348,11 @@ FORMATS = (
     Format(
         "base_model",
         "a base model",
-        some=(UNET_PREFIX + UNET, UNET, "up_blocks.0.resnets.0.conv1.weight"),
+        every=(
+            f"{UNET_PREFIX}{UNET}|{UNET}|up_blocks.0.resnets.0.conv1.weight",
+            f"{UNET_PREFIX}{_FIRST}|{_FIRST}|conv_in.weight",
+            f"{UNET_PREFIX}{_LAST}|{_LAST}|conv_out.weight",
+        ),
         never=(CLDM, DIFFUSERS, *_FOREIGN),
         where=Where.NOWHERE,
         advice="load it with Load Checkpoint, or with cldm_core.load_unet",
@@ -245,8 +360,21 @@ FORMATS = (
     Format(
         "lora",
         "a LoRA",
-        some=("*.lora_down.weight*", "*.lora_A.*", "*.lora.down.weight*"),
+        some=(
+            "*.lora_down.weight*",
+            "*.lora_A.*",
+            "*.lora.down.weight*",
+            "*_lora.down.weight*",
+        ),
         never=("lora_controlnet", *_FOREIGN),
+        where=Where.NOWHERE,
+        advice="put it into models/loras and use Load LoRA",
+    ),
+    Format(
+        "lycoris",
+        "a LyCORIS file (LoHa or LoKr)",
+        some=("*.hada_w1_a*", "*.lokr_w1*"),
+        never=("*.lora_down.weight*", "*.lora_A.*", *_FOREIGN),
         where=Where.NOWHERE,
         advice="put it into models/loras and use Load LoRA",
     ),

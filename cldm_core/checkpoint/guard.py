@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointMismatch, DamagedCheckpoint
+from .firstbytes import kind_of
 
 MOST_HEADER = 32 << 20
 """Bytes of a header of safetensors; those of whole SDXL checkpoints have less than one million."""
@@ -37,7 +38,7 @@ def require_small_header(path: Path) -> None:
         length = int.from_bytes(handle.read(8), "little")
     if length > MOST_HEADER:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as safetensors: its header claims {length:,} bytes, "
+            f"{path.name} can't be read as {kind_of(path)}: its header claims {length:,} bytes, "
             f"expected at most {MOST_HEADER:,}. It is damaged or something else."
         )
 

@@ -164,6 +164,8 @@ def unet_part(checkpoint: Checkpoint) -> StateDict:
         return to_cldm(tensors)
     state = inner(tensors)
     kind = recognise(state)
+    if kind is not None and kind.name == "base_model" and state is not tensors:
+        return unet_part(Checkpoint(state, checkpoint.metadata, checkpoint.name))
     found = (
         _unknown(checkpoint.name, state)
         if kind is None

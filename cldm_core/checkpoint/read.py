@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CldmError, DamagedCheckpoint, UnsupportedCheckpoint
+from .firstbytes import ENDINGS, kind_of, require_weights
 from .guard import (
     require_dense,
     require_own_numbers,
@@ -44,8 +45,10 @@ TYPES = {
 }
 """Types by their names in a header of safetensors."""
 
-WRAPPERS = ("state_dict", "adapter")
+WRAPPERS = ("state_dict", "model", "module", "params", "net", "adapter")
 """Under what name files of PyTorch hold the tensors; T2I-Adapters come as `adapter`."""
+MOST_NESTED = 3
+"""How deep wrappers and named groups of tensors are looked into."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,28 @@ def is_legacy(path: Path) -> bool:
 
 def _existing(source: str | Path) -> Path:
     path = Path(source)
+    if path.is_dir():
+        raise UnsupportedCheckpoint(
+            f"{path} is a folder: name the file in it ({_weights_in(path)})."
+        )
     if not path.is_file():
         raise UnsupportedCheckpoint(f"There is no file {path}: check the name and the folder.")
+    require_weights(path)
     return path
+
+
+def _weights_in(folder: Path) -> str:
+    """What a folder's files of weights are called, or what they use to be called."""
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in ENDINGS)
+    return ", ".join([*names[:3], "..."] if names else ["diffusion_pytorch_model.safetensors, ..."])
 
 
 def _is_torch_file(path: Path) -> bool:
     with open(path, "rb") as handle:
         start = handle.read(9)
-    # A zip archive, or a pickle of protocol 2 and above; a safetensors file has its header's "{" at
-    # byte 8.
-    return start.startswith(b"PK") or (start.startswith(b"\x80") and start[8:9] != b"{")
+    # A zip archive, or a pickle of protocol 2 and above. A safetensors file starts with its
+    # header's length, which may be any bytes, and has the header's "{" at byte 8.
+    return start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{"
 
 
 def _read_safetensors(
@@ -144,8 +158,8 @@ def _read_safetensors(
     # A damaged file may fail in any way, and each is the file's fault.
     except Exception as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as safetensors ({_first_line(error)}): it is "
-            f"truncated, damaged or something else. Download or export it again."
+            f"{path.name} can't be read as {kind_of(path)} ({_first_line(error)}): it is truncated, damaged "
+            f"or something else. Download or export it again."
         ) from error
 
 
@@ -203,18 +217,30 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrapped(content: Any, name: str) -> StateDict:
-    """The tensors of a file by name, out of what training wraps them in."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    tensors = (
-        {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if isinstance(content, Mapping)
-        else {}
-    )
+    """The tensors of a file by name, out of what training wraps them in.
+
+    Groups of tensors that no wrapper's name is known of, as IP-Adapters come in, get dotted keys.
+    """
+    for _ in range(MOST_NESTED):
+        parts = [content.get(w) for w in WRAPPERS] if isinstance(content, Mapping) else []
+        content = next((part for part in parts if dict(_named(part))), content)
+    tensors = dict(_named(content))
     if not tensors:
         raise UnsupportedCheckpoint(
             f"{name} holds no tensors by name: it is no checkpoint of a network."
         )
     require_dense(tensors, name)
     return tensors
+
+
+def _named(
+    content: Any, prefix: str = "", depth: int = MOST_NESTED
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested mappings under dotted keys; anything else is left out."""
+    if not isinstance(content, Mapping) or not depth:
+        return
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield prefix + key, value
+        elif isinstance(key, str):
+            yield from _named(value, f"{prefix}{key}.", depth - 1)

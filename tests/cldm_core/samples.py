@@ -101,6 +101,19 @@ def difference() -> State:
     return {"difference": torch.ones(()), **prefixed("control_model.", controlnet())}
 
 
+FRAMEWORKS = (
+    "module.",
+    "controlnet.",
+    "control_net.",
+    "net.",
+    "model.",
+    "_orig_mod.",
+    "module.control_model.",
+    "module._orig_mod.",
+    "model.controlnet.",
+)
+"""What training frameworks put before all keys."""
+
 LOADED: dict[str, dict[str, Callable[[], State]]] = {
     "cldm": {
         **{name: (lambda c=config: controlnet(c)) for name, config in UNETS.items()},
@@ -204,11 +217,52 @@ OTHERS: dict[str, Callable[[], State]] = {
     ),
     "qwen_fun": lambda: keyed("control_blocks.0.after_proj.weight", "control_img_in.weight"),
     "cascade": lambda: keyed("backbone.0.0.weight"),
-    "base_model": lambda: keyed("output_blocks.0.0.in_layers.0.weight"),
+    "base_model": lambda: keyed(
+        "input_blocks.0.0.weight", "output_blocks.0.0.in_layers.0.weight", "out.2.weight"
+    ),
     "lora": lambda: keyed("lora_unet_down_blocks_0.lora_down.weight"),
+    "lora of old diffusers": lambda: keyed(
+        "down_blocks.0.attentions.0.processor.to_q_lora.down.weight",
+        "down_blocks.0.attentions.0.processor.to_q_lora.up.weight",
+    ),
+    "lycoris": lambda: keyed("lora_unet_down_blocks_0.hada_w1_a", "lora_unet_mid.hada_w2_a"),
+    "lycoris lokr": lambda: keyed("lora_unet_down_blocks_0.lokr_w1", "lora_unet_mid.lokr_w2"),
+    "ctrlora_base": lambda: {
+        key: value for key, value in controlnet().items() if "input_hint_block" not in key
+    },
+    "unicontrol": lambda: {**controlnet(), **keyed("task_id_hypernet.0.weight")},
+    "brushnet": lambda: {
+        **filled(
+            diffusers.UNet2DConditionModel(
+                **NARROW,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=8,
+            )
+        ),
+        **keyed("conv_in_condition.weight", "brushnet_down_blocks.0.weight"),
+    },
+    "kolors": lambda: filled(
+        diffusers.ControlNetModel(
+            **NARROW,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            attention_head_dim=8,
+            encoder_hid_dim=24,
+            encoder_hid_dim_type="text_proj",
+        )
+    ),
+    "coadapter_fuser": lambda: keyed(
+        "task_embedding", "positional_embedding", "spatial_feat_mapping.0.1.weight", "ln_pre.weight"
+    ),
+    "clip_vision": lambda: keyed(
+        "vision_model.embeddings.class_embedding", "visual_projection.weight"
+    ),
     "ip_adapter": lambda: keyed("image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"),
 }
-"""A file of each other format that is known; by its few deciding keys where no library makes it."""
+"""A file of each other format that is known; by its few deciding keys where no library makes it.
+
+The first word is the format's name.
+"""
 
 
 def keyed(*keys: str) -> State:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -209,21 +208,6 @@ def test_truncated_files_are_told(net: ControlNet, tmp_path: Path, kind: str, sh
     (save_file if kind == "safetensors" else torch.save)(net.state_dict(), path)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(CldmError, match=r"truncated|damaged"):
-        load_controlnet(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"not a checkpoint at all", "can't be read as safetensors"),
-        (pickle.dumps([1, 2, 3], protocol=2), "can't be read as a PyTorch file"),
-        ((2**63).to_bytes(8, "little") + b"{}", "can't be read as safetensors"),
-    ],
-)
-def test_other_files_are_refused(tmp_path: Path, content: bytes, sentence: str) -> None:
-    path = tmp_path / "net.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(CldmError, match=sentence):
         load_controlnet(path)
 
 

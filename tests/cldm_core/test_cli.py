@@ -53,7 +53,7 @@ def test_sample_with_a_hint_made_by_an_annotator(tmp_path: Path) -> None:
     [
         (("demo", "--picture", "nowhere.png"), "There is no picture nowhere.png"),
         (("demo", "--picture", "README.md"), "can't be read as a picture"),
-        (("inspect", "README.md"), "can't be read as safetensors"),
+        (("inspect", "README.md"), "is a text file, not a model"),
         (("sample", "a", "b.png", "--hint", "c.png"), "add --controlnet FILE"),
         (("sample", "a", "b.png", "--controlnet", "embedded:canny"), "add --hint PICTURE"),
         (

@@ -4,14 +4,32 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from controlnet_pack.cldm_core import UnsupportedCheckpoint, inspect_checkpoint, load_control
-from controlnet_pack.cldm_core.checkpoint.formats import FORMATS, Keys, Where, inner, recognise
+from controlnet_pack.cldm_core import (
+    TINY,
+    ControlledUNet,
+    UnsupportedCheckpoint,
+    inspect_checkpoint,
+    load_control,
+    load_unet,
+)
+from controlnet_pack.cldm_core.checkpoint.formats import FORMATS, Where, inner, recognise
+from controlnet_pack.cldm_core.checkpoint.signs import Keys
 
-from .samples import LOADED, OTHERS, State, controlnet
+from .samples import (
+    FRAMEWORKS,
+    LOADED,
+    OTHERS,
+    State,
+    adapter,
+    controlnet,
+    filled,
+    lllite,
+    prefixed,
+)
 
 SAMPLES = [
     *((name, variant, make) for name, made in LOADED.items() for variant, make in made.items()),
-    *((name, "", make) for name, make in OTHERS.items()),
+    *((name.split()[0], name.partition(" ")[2], make) for name, make in OTHERS.items()),
 ]
 EVERY = pytest.mark.parametrize(
     ("name", "make"),
@@ -50,7 +68,7 @@ def test_other_kinds_are_refused_by_name(name: str) -> None:
     assert kind.title in str(caught.value)
     assert kind.advice in str(caught.value)
     info = inspect_checkpoint(state)
-    assert (info.format, info.kind) == (name, kind.noun)
+    assert (info.format, info.kind) == (name.split()[0], kind.noun)
     assert kind.where is not Where.HERE
 
 
@@ -67,3 +85,51 @@ def test_an_unknown_file_names_the_likest_kinds() -> None:
     info = inspect_checkpoint(state)
     assert info.format == "unknown"
     assert info.nearest[0] == "union ControlNet"
+
+
+@pytest.mark.parametrize("prefix", FRAMEWORKS)
+@pytest.mark.parametrize("name", LOADED)
+def test_prefixes_of_training_frameworks_go(prefix: str, name: str) -> None:
+    for make in LOADED[name].values():
+        state = make()
+        kind = recognise(inner(prefixed(prefix, state)))
+        assert kind is not None
+        assert kind.name == name
+        net, wrapped = load_control(state), load_control(prefixed(prefix, state))
+        assert wrapped.config == net.config
+        assert all(map(torch.equal, wrapped.state_dict().values(), net.state_dict().values()))
+
+
+def test_an_adapter_of_the_originals_training_loads() -> None:
+    net = load_control(prefixed("adapter.", adapter()))
+    assert net.config == load_control(adapter()).config
+
+
+def test_a_net_beside_another_is_found_by_its_prefix() -> None:
+    state = {**prefixed("model.controlnet.", controlnet()), "model.text.weight": torch.ones(2)}
+    assert load_control(state).config.hint_channels == 3
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "diffusion_model."])
+def test_a_base_model_is_told_behind_a_prefix(prefix: str) -> None:
+    unet = filled(ControlledUNet(TINY))
+    info = inspect_checkpoint(prefixed(prefix, unet))
+    assert (info.format, info.family) == ("base_model", "embedded model")
+    assert load_unet(prefixed(prefix, unet)).config == TINY
+
+
+def test_parts_of_a_base_model_are_none() -> None:
+    state = {"up_blocks.0.resnets.0.conv1.weight": torch.ones(1), "x.weight": torch.ones(1)}
+    assert inspect_checkpoint(state).format == "unknown"
+
+
+def test_the_name_controlnet_alone_is_like_no_kind() -> None:
+    # As in the ControlNets of PixArt and Sana.
+    state = {"controlnet.0.before_proj.weight": torch.ones(1), "input_hint_block": torch.ones(1)}
+    assert inspect_checkpoint(state).nearest == ()
+
+
+def test_lllite_modules_inside_other_names_are_none() -> None:
+    assert (
+        recognise({f"some_{key}": value for key, value in lllite("middle_block").items()}) is None
+    )

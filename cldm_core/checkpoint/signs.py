@@ -1,0 +1,26 @@
+"""Signs that keys are searched for.
+
+A sign is a key, a part of keys between asterisks (`*norm*`), the start of keys before an asterisk
+(`norm*`), or several of these with bars between them, of which one is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+class Keys:
+    """The keys of a file, ready to be searched for many signs."""
+
+    def __init__(self, keys: Collection[str]) -> None:
+        self.exact = frozenset(keys)
+        # Each key stands behind a line feed, so that its start can be searched for.
+        self.text = "".join(f"\n{key}" for key in self.exact)
+
+    def show(self, sign: str) -> bool:
+        return any(map(self._shows, sign.split("|")))
+
+    def _shows(self, sign: str) -> bool:
+        if sign.startswith("*"):
+            return sign.strip("*") in self.text
+        return f"\n{sign[:-1]}" in self.text if sign.endswith("*") else sign in self.exact
