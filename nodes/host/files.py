@@ -24,8 +24,7 @@ from ...cldm_core.checkpoint.dtypes import common_type, is_scaled
 from ...cldm_core.checkpoint.families import FAMILIES
 from ...cldm_core.checkpoint.formats import Where, inner, recognise
 from ...cldm_core.checkpoint.load import contents
-from ...cldm_core.checkpoint.read import metadata_record
-from ...cldm_core.checkpoint.write import CONFIG_KEY
+from ...cldm_core.checkpoint.write import stored_pooling
 from ...cldm_core.config import UNetConfig
 from .control import HostControl, Origin, patcher_for
 from .kinds import kind_of_control
@@ -64,12 +63,6 @@ class HostAttention:
             q, k, v, heads, attn_precision=self.precision
         )
         return mixed
-
-
-def stored_pooling(checkpoint: Checkpoint) -> bool | None:
-    """Whether residuals are averaged, as the file's metadata says; None where it says nothing."""
-    record = metadata_record(checkpoint, CONFIG_KEY) or {}
-    return record.get("global_average_pooling")
 
 
 def load_control(
