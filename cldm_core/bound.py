@@ -22,36 +22,91 @@ Base = Mapping[str, Tensor] | Callable[[str], Tensor]
 
 BASE_PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
 STORED_NAMES = ("weight", "bias", "up", "down")
+SCALES = ("scale_weight", "weight_scale")
+"""What a layer's 8-bit weight is to be multiplied with, beside it (comfy/utils.py)."""
 _PROBE = "input_blocks.0.0.weight"
 
 
+def base_prefix(weights: Mapping[str, Tensor]) -> str:
+    """What stands before the UNet's keys; nothing where they aren't found."""
+    return next((prefix for prefix in BASE_PREFIXES if prefix + _PROBE in weights), "")
+
+
+def _lacks(key: str) -> FamilyMismatch:
+    return FamilyMismatch(
+        f"The base model has no {key}, which this net builds upon: the base is of another family "
+        f"than the one that the net was made for."
+    )
+
+
 class BaseWeights:
-    """Looks up a base model's tensors at each use, behind whichever prefix a mapping has."""
+    """Looks up a base model's tensors at each use, behind whichever prefix a mapping has.
+
+    A mapping's 8-bit weights with a scale beside them (`.scale_weight`, `.weight_scale`) come
+    multiplied with it, in fp32. Raises CldmError for anything that holds no weights by the UNet's
+    keys.
+    """
 
     def __init__(self, source: Base) -> None:
+        if not isinstance(source, Mapping) and (
+            isinstance(source, nn.Module) or not callable(source)
+        ):
+            raise CldmError(
+                f"The base is a {type(source).__name__}, expected a mapping of its UNet's weights "
+                f"or a callable that gives them by key: load_control(..., base=...) takes nets and "
+                f"paths of files, too."
+            )
         self._source = source
         self._prefix = ""
         if isinstance(source, Mapping):
-            self._prefix = next((p for p in BASE_PREFIXES if p + _PROBE in source), "")
+            self._prefix = base_prefix(source)
 
     def __call__(self, key: str) -> Tensor:
         """The base's own tensor; raises FamilyMismatch where it has none of that name."""
         value = self.get(key)
         if value is None:
-            raise FamilyMismatch(
-                f"The base model has no {key}, which this net builds upon: the base is of another "
-                f"family than the one that the net was made for."
-            )
+            raise _lacks(key)
         return value
+
+    def shape(self, key: str) -> torch.Size:
+        """The tensor's shape, without computing it; raises FamilyMismatch where there is none."""
+        value = self._stored(key)
+        if value is None:
+            raise _lacks(key)
+        return value.shape
+
+    def has(self, key: str) -> bool:
+        """Whether the base has a tensor of that name."""
+        return self._stored(key) is not None
 
     def get(self, key: str) -> Tensor | None:
         """The base's own tensor, None where it has none of that name."""
+        value = self._stored(key)
+        scale = self._scale(key)
+        if value is None or scale is None:
+            return value
+        rows = scale.float().reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
+        if len(rows) not in (1, len(value)):
+            raise CheckpointMismatch(
+                f"The base model has {scale.numel()} scales for {key} of shape "
+                f"{tuple(value.shape)}, expected 1 or one for each row: its file is damaged."
+            )
+        return value.float() * rows
+
+    def _stored(self, key: str) -> Tensor | None:
         try:
             if isinstance(self._source, Mapping):
                 return self._source[self._prefix + key].detach()
             return self._source(key).detach()
         except KeyError:
             return None
+
+    def _scale(self, key: str) -> Tensor | None:
+        path, _, name = key.rpartition(".")
+        if name != "weight" or not isinstance(self._source, Mapping):
+            return None
+        names = (f"{self._prefix}{path}.{scale}" for scale in SCALES)
+        return next((self._source[name] for name in names if name in self._source), None)
 
     def __deepcopy__(self, memo: Any) -> BaseWeights:
         # A copied net is bound to the same base: copying that too would hold it twice.

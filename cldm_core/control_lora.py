@@ -26,6 +26,7 @@ OWN_PARTS = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 
 M = TypeVar("M", bound=nn.Module)
 Stored = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class BoundControlNet(ControlNet):
@@ -47,21 +48,10 @@ class BoundControlNet(ControlNet):
         attention: Attention = sdpa,
     ) -> None:
         super().__init__(config, bound, attention=attention)
-        by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in stored.items():
-            path, _, name = key.rpartition(".")
-            by_layer[path][name] = value
         layers = dict(composed_layers(self))
-        problems = [f"unexpected {key}" for key in stored if key.rpartition(".")[0] not in layers]
-        for path, layer in layers.items():
-            ranked = _has_twin(path) and not difference
-            problems += _problems(path, layer, by_layer[path], ranked=ranked)
-        if problems:
-            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise CheckpointMismatch(
-                f"The file doesn't fit the net that its configuration describes: "
-                f"{'; '.join(problems[:3])}{more}."
-            )
+        by_layer = require_stored_fit(
+            {path: layer.shapes for path, layer in layers.items()}, stored, difference=difference
+        )
         for path, layer in layers.items():
             layer.take(path, by_layer[path], twin=_has_twin(path), difference=difference)
 
@@ -89,7 +79,7 @@ class BoundControlNet(ControlNet):
 
     def _check(self, base: BaseWeights) -> None:
         for key, shape in _needed(self):
-            found = base(key).shape
+            found = base.shape(key)
             if found != shape:
                 raise FamilyMismatch(
                     f"The base model's {key} is {tuple(found)} and this net builds upon "
@@ -97,7 +87,7 @@ class BoundControlNet(ControlNet):
                     f"made for."
                 )
         for key in _beyond(self):
-            if base.get(key) is not None:
+            if base.has(key):
                 raise FamilyMismatch(
                     f"The base model has {key} and this net has no such layer: the base is of "
                     f"another family, or the file leaves the layer out, and then it must be loaded "
@@ -159,24 +149,48 @@ def _has_twin(path: str) -> bool:
     return not path.startswith(OWN_PARTS)
 
 
-def _problems(path: str, layer: Composed, stored: Stored, *, ranked: bool) -> Iterator[str]:
+def require_stored_fit(
+    layers: Mapping[str, Shapes], stored: Stored, *, difference: bool
+) -> dict[str, dict[str, Tensor]]:
+    """The stored tensors by layer and name; raises CheckpointMismatch where they don't fit.
+
+    layers: the shapes of the whole net's weights, by layer and name.
+    """
+    by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, value in stored.items():
+        path, _, name = key.rpartition(".")
+        by_layer[path][name] = value
+    problems = [f"unexpected {key}" for key in stored if key.rpartition(".")[0] not in layers]
+    for path, shapes in layers.items():
+        ranked = _has_twin(path) and not difference
+        problems += _problems(path, shapes, by_layer[path], ranked=ranked)
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointMismatch(
+            f"The file doesn't fit the net that its configuration describes: "
+            f"{'; '.join(problems[:3])}{more}."
+        )
+    return by_layer
+
+
+def _problems(path: str, shapes: Shapes, stored: Stored, *, ranked: bool) -> Iterator[str]:
     """What doesn't fit, in the words of a list; `ranked`: whether up and down may be there."""
-    pair = {"up", "down"} if ranked and "weight" in layer.shapes else set()
-    for name in stored.keys() - layer.shapes.keys() - pair:
+    pair = {"up", "down"} if ranked and "weight" in shapes else set()
+    for name in stored.keys() - shapes.keys() - pair:
         yield f"unexpected {path}.{name}"
     for name in pair - stored.keys() if pair & stored.keys() else ():
         yield f"missing {path}.{name}"
     if not _has_twin(path):
-        for name in layer.shapes.keys() - stored.keys():
+        for name in shapes.keys() - stored.keys():
             yield f"missing {path}.{name}, which no base model has"
-    for name, shape in layer.shapes.items():
-        if name in stored and stored[name].shape != shape:
+    for name, shape in shapes.items():
+        if name in stored and tuple(stored[name].shape) != tuple(shape):
             yield f"{path}.{name} is {tuple(stored[name].shape)} instead of {tuple(shape)}"
     if pair and pair <= stored.keys():
         product = product_shape(path, stored["up"], stored["down"])
-        expected = layer.shapes["weight"]
+        expected = shapes["weight"]
         # As in the host, a linear layer's product may come in the shape of a 1x1 convolution.
-        if product[0] != expected[0] or math.prod(product) != expected.numel():
+        if product[0] != expected[0] or math.prod(product) != math.prod(expected):
             yield f"{path}.up times .down is {product} instead of {tuple(expected)}"
 
 

@@ -16,8 +16,9 @@ def check_family(net: Any, unet: UNetConfig) -> None:
     """Raises FamilyMismatch, with what was found, where the net can't steer such a UNet.
 
     ControlNets are held against the width of the text (where they read it), the vector of sizes and
-    pooled text, the channels and the count of blocks; T2I-Adapters against the channels of the
-    levels, and ControlNet-LLLites against every projection that they change.
+    pooled text, the channels and the count of blocks, and the latents' channels; T2I-Adapters
+    against the channels of the levels, and ControlNet-LLLites against every projection that they
+    change.
     """
     if isinstance(net, ControlLLLite):
         check_fits(net.config, unet)
@@ -34,6 +35,9 @@ def _check_controlnet(net: UNetConfig, unet: UNetConfig) -> None:
         "a size and pooled-text vector of {}": (net.adm_in_channels, unet.adm_in_channels),
         "levels of {} times the base channels": (net.channel_mult, unet.channel_mult),
         "{} residual blocks a level": (net.num_res_blocks, unet.num_res_blocks),
+        # An inpainting UNet reads a mask and a masked picture too, and its control net doesn't:
+        # both get the noisy latents, which have as many channels as come out.
+        "latents of {} channels": (net.in_channels, unet.out_channels),
     }
     for what, (expected, found) in facts.items():
         if expected is not None and expected != found:

@@ -10,6 +10,7 @@ from ..lllite import LLLiteConfig
 from ..t2i_adapter import AdapterConfig
 from ..union import UnionConfig, control_type_names
 
+LATENTS = 4
 _DEPTHS: dict[tuple[int, ...], str] = {
     (0, 0, 2, 2, 10, 10): "SDXL",
     (0, 0, 0, 0, 1, 1): "SDXL mid",
@@ -60,6 +61,39 @@ def pooling(config: Any, *, stored: bool) -> str:
     if not stored:
         return "unknown"
     return "yes" if config.global_average_pooling else "no"
+
+
+def unet_of(config: Any) -> UNetConfig | None:
+    """The UNet that a configuration describes, or the base of; None for nets beside a UNet."""
+    inner = config.controlnet if isinstance(config, UnionConfig) else config
+    unet = inner.unet if isinstance(inner, ControlNetConfig) else inner
+    return unet if isinstance(unet, UNetConfig) else None
+
+
+def only_stored(config: Any, *, stored: bool) -> dict[str, str]:
+    """What of a UNet's configuration keys don't tell: "unknown" unless it was `stored`.
+
+    prediction: what the base predicts, "eps" or "v"; heads: how many each attention has or how wide
+    they are. Nothing for nets that have neither.
+    """
+    unet = unet_of(config)
+    if unet is None:
+        return {}
+    if not stored:
+        return {"prediction": "unknown", "heads": "unknown"}
+    # A control net's is written as the default where nothing told it.
+    told = unet is config or unet.prediction != "eps"
+    counted = unet.num_heads != -1
+    heads = f"{unet.num_heads} each" if counted else f"{unet.num_head_channels} channels wide"
+    return {"prediction": unet.prediction if told else "unknown", "heads": heads}
+
+
+def latents(config: Any) -> str:
+    """A sentence about latents of other than 4 channels, such as inpainting models read."""
+    unet = unet_of(config)
+    if unet is None or unet.in_channels == LATENTS:
+        return ""
+    return f"It reads latents of {unet.in_channels} channels instead of {LATENTS}."
 
 
 def _unet_name(config: UNetConfig) -> str:

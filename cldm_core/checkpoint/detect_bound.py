@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..bound import BASE_PREFIXES, Base, product_shape
+from ..bound import Base, base_prefix, product_shape
 from ..config import ControlNetConfig, UNetConfig
 from ..control_lora import OWN_PARTS
 from ..errors import CheckpointMismatch, CldmError
@@ -60,7 +60,7 @@ def _fitting(state: StateDict, base: Base) -> UNetConfig | None:
     """The base's configuration, None where it can't be told or the file is for another family."""
     if not isinstance(base, Mapping):
         return None
-    prefix = next((p for p in BASE_PREFIXES if f"{p}input_blocks.0.0.weight" in base), "")
+    prefix = base_prefix(base)
     twins = {key: base.get(prefix + key) for key in state if not key.startswith(OWN_PARTS)}
     for key, twin in twins.items():
         if twin is None or twin.shape[:1] != state[key].shape[:1]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..control_lora import require_stored_fit
+from ..controlnet import ControlNet
 from ..errors import CldmError
-from .describe import base_name, control_types, hint_channels, pooling
+from .describe import base_name, control_types, hint_channels, latents, only_stored, pooling
 from .detect import unet_config
 from .dtypes import common_type, is_scaled, type_name, without_scales
-from .families import FAMILIES, Family
+from .families import FAMILIES
 from .fit import conformed, differences
 from .formats import Format, Where, inner, layout, nearest, recognise
 from .keymap import DIFFUSERS_UNET
-from .load import stored_config, unet_part
+from .load import stored_config, stored_unet, unet_part
 from .read import Checkpoint, Source, StateDict, is_legacy, read_header
 from .skeleton import shapes_of
-from .write import stored_pooling
+from .write import noted_hint, stored_pooling
 
 UNKNOWN = "unknown"
 
@@ -33,7 +36,8 @@ class CheckpointInfo:
     type of most weights; parameters: how many numbers they are; size: the file's, in bytes;
     missing, unexpected and misshapen: keys that don't fit the net that the rest describes;
     nearest: for an unknown file, the kinds whose signs it shows in part; note: what else a user
-    should know.
+    should know; hint: what the hint must be like, in words; prediction: what the base predicts,
+    "eps" or "v"; heads: of the attentions. Of these, what a kind of file doesn't have is empty.
     """
 
     name: str
@@ -52,6 +56,9 @@ class CheckpointInfo:
     misshapen: tuple[str, ...] = ()
     nearest: tuple[str, ...] = ()
     note: str = ""
+    hint: str = ""
+    prediction: str = ""
+    heads: str = ""
 
     def __str__(self) -> str:
         what = f"{self.family} {self.kind}" if self.family != UNKNOWN else self.kind
@@ -76,8 +83,11 @@ class CheckpointInfo:
             "base": self.family,
             "keys": self.layout,
             "hint": f"{self.hint_channels} channels" if self.hint_channels else "",
+            "what the hint must be": self.hint,
             "control types": ", ".join(self.control_types),
             "pooling": self.pooling,
+            "prediction": self.prediction,
+            "heads": self.heads,
             "type": self.dtype,
             "parameters": f"{self.parameters / 1e6:.1f} M",
             "file": "" if self.size is None else f"{self.size / 1e6:.1f} MB",
@@ -113,7 +123,7 @@ def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
     elif kind.name == "base_model":
         keys = "diffusers" if DIFFUSERS_UNET in state else "cldm"
         state = unet_part(checkpoint)
-        about = _base_model(state) | {"layout": keys}
+        about = _base_model(checkpoint, state) | {"layout": keys, "pooling": ""}
     elif kind.where is Where.HERE:
         about = _control(checkpoint, kind, state)
     else:
@@ -151,11 +161,19 @@ def _unknown(state: StateDict) -> dict[str, Any]:
     }
 
 
-def _base_model(state: StateDict) -> dict[str, Any]:
+def _base_model(checkpoint: Checkpoint, state: StateDict) -> dict[str, Any]:
+    about = {"kind": "base model"}
     try:
-        return {"kind": "base model", "family": base_name(unet_config(state))}
+        stored = stored_unet(checkpoint)
+        config = stored or unet_config(without_scales(state))
+        return {
+            **about,
+            "family": base_name(config),
+            "note": latents(config),
+            **only_stored(config, stored=stored is not None),
+        }
     except CldmError as error:
-        return {"kind": "base model", "note": str(error)}
+        return {**about, "note": str(error)}
 
 
 def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str, Any]:
@@ -164,6 +182,8 @@ def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str
     about: dict[str, Any] = {
         "kind": kind.noun,
         "layout": layout(kind, state),
+        "hint": noted_hint(checkpoint.metadata) or UNKNOWN,
+        "note": _surroundings(checkpoint.tensors, state),
     }
     try:
         state = without_scales(family.canonical(state))
@@ -174,17 +194,32 @@ def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str
             "hint_channels": hint_channels(config),
             "control_types": control_types(config),
             "pooling": pooling(config, stored=stored_pooling(checkpoint) is not None),
+            "note": " ".join(filter(None, (latents(config), about["note"]))),
+            **only_stored(config, stored=stored is not None),
         }
-        return about | _misfits(family, config, state)
+        return about | _misfits(kind, config, state)
     except CldmError as error:
-        return {**about, "note": str(error)}
+        return {**about, "note": " ".join(filter(None, (str(error), about["note"])))}
 
 
-def _misfits(family: Family, config: Any, state: StateDict) -> dict[str, Any]:
-    """The keys that don't fit; raises CldmError where a net can't be built to compare with."""
+def _surroundings(tensors: StateDict, net: StateDict) -> str:
+    """A sentence where the net is a part of the file."""
+    if len(net) == len(tensors):
+        return ""
+    others = sum(value.numel() for value in tensors.values())
+    others -= sum(value.numel() for value in net.values())
+    return f"It lies inside a whole checkpoint with {others / 1e6:.1f} M other numbers."
+
+
+def _misfits(kind: Format, config: Any, state: StateDict) -> dict[str, Any]:
+    """The keys that don't fit; raises CldmError where what a base completes doesn't."""
+    family = FAMILIES[kind.name]
     if family.bound:
-        # What such a file may leave out is known to the net alone, which says so in a sentence.
-        family.net(state, config)
+        layers: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+        for key, shape in shapes_of(partial(ControlNet, config)).items():
+            path, _, name = key.rpartition(".")
+            layers[path][name] = shape
+        require_stored_fit(layers, state, difference=kind.name == "difference")
         return {}
     expected = shapes_of(partial(family.net, config))
     found = differences(expected, conformed(expected, state))

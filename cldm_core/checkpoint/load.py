@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from ..attention import Attention, sdpa
 from ..bound import Base
 from ..config import ControlNetConfig, UNetConfig
 from ..controlnet import ControlNet
-from ..errors import UnsupportedCheckpoint
+from ..errors import CldmError, UnsupportedCheckpoint
 from ..unet import ControlledUNet
 from .detect import controlnet_config, unet_config
 from .dtypes import unified
@@ -35,7 +36,7 @@ ControlModule = Any
 def load_control(
     path_or_state_dict: Source,
     *,
-    base: Base | None = None,
+    base: Base | nn.Module | str | Path | None = None,
     config: Any = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -49,14 +50,21 @@ def load_control(
     else from the file's metadata, else from keys and shapes. dtype None keeps the stored one, the
     most common where there are several, and widens 8-bit weights to fp32.
 
-    base: the UNet's weights, which Control-LoRAs and difference files are bound to; without it they
-    come back unbound, and `net.bind(base)` gives the net that computes. Their layers are their own,
-    so `ops` is for the other families. Raises UnsupportedCheckpoint, DamagedCheckpoint,
-    CheckpointMismatch or FamilyMismatch, each with a sentence.
+    The tensors of a given state dict become the net's own, unless their type or device changes: who
+    changes the one changes the other, so hand over a copy where that is not wanted.
+
+    base: the UNet's weights, which Control-LoRAs and difference files are bound to (a mapping in
+    either layout of keys, a callable, a ControlledUNet, or a file's path); without it they come
+    back unbound, and `net.bind(base)` gives the net that computes. Their layers are their own, so
+    `ops` is for the other families. Raises UnsupportedCheckpoint, DamagedCheckpoint,
+    CheckpointMismatch, FamilyMismatch or CldmError, each with a sentence.
     """
     checkpoint = read(path_or_state_dict)
     kind, state = contents(checkpoint)
     family = FAMILIES[kind.name]
+    _require_class(config, family.config, checkpoint.name)
+    _require_numbers(state, device, checkpoint.name)
+    base = _by_key(base)
     state = unified(family.canonical(state), dtype, checkpoint.name)
     require_finite(state, checkpoint.name)
     config = config or stored_config(checkpoint, family) or family.config_of(state, base)
@@ -127,9 +135,11 @@ def load_unet(
     diffusers' UNet files. See load_controlnet for the rest.
     """
     checkpoint = read(path_or_state_dict)
+    _require_class(config, UNetConfig, checkpoint.name)
+    _require_numbers(checkpoint.tensors, device, checkpoint.name)
     state = unified(unet_part(checkpoint), dtype, checkpoint.name)
     require_finite(state, checkpoint.name)
-    config = config or _stored(checkpoint, UNetConfig, "unet") or unet_config(state)
+    config = config or stored_unet(checkpoint) or unet_config(state)
     build = partial(ControlledUNet, config, attention=attention)
     unet = _filled(build, ops, state, checkpoint.name)
     return unet.to(device).eval().requires_grad_(False)
@@ -176,6 +186,34 @@ def unet_part(checkpoint: Checkpoint) -> StateDict:
     )
 
 
+def _by_key(base: Base | nn.Module | str | Path | None) -> Base | None:
+    """A base model's weights by the UNet's keys; raises CldmError for what holds none."""
+    if isinstance(base, (str, Path)):
+        return unet_part(read(base))
+    if isinstance(base, nn.Module):
+        base = dict(base.state_dict())
+    if isinstance(base, Mapping) and DIFFUSERS_UNET in base:
+        return to_cldm(base)
+    return base
+
+
+def _require_class(config: Any, expected: type[Any], name: str) -> None:
+    if config is not None and not isinstance(config, expected):
+        raise CldmError(
+            f"config is a {type(config).__name__}, expected a {expected.__name__}, as {name} holds "
+            f"a net of that kind; leave it out to have it told from the file."
+        )
+
+
+def _require_numbers(state: StateDict, device: torch.device | str, name: str) -> None:
+    empty = next((key for key, value in state.items() if value.is_meta), None)
+    if empty is not None and torch.device(device).type != "meta":
+        raise CldmError(
+            f"{name} holds the shape of {empty!a} without its numbers, and the net is asked for on "
+            f'{device}: give tensors that hold numbers, or load to device="meta".'
+        )
+
+
 def _unknown(name: str, state: StateDict) -> str:
     """The sentence for a file of no known kind."""
     kinds = nearest(state)
@@ -189,6 +227,12 @@ def _unknown(name: str, state: StateDict) -> str:
 def stored_config(checkpoint: Checkpoint, family: Family) -> Any:
     """The configuration that the file's metadata carries, None where it carries none."""
     return _stored(checkpoint, family.config, family.kind)
+
+
+def stored_unet(checkpoint: Checkpoint) -> UNetConfig | None:
+    """The UNet's configuration that the file's metadata carries, None where it carries none."""
+    found: UNetConfig | None = _stored(checkpoint, UNetConfig, "unet")
+    return found
 
 
 def _stored(checkpoint: Checkpoint, config: type[Any], kind: str) -> Any:

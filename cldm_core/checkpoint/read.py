@@ -158,8 +158,8 @@ def _read_safetensors(
     # A damaged file may fail in any way, and each is the file's fault.
     except Exception as error:
         raise DamagedCheckpoint(
-            f"{path.name} can't be read as {kind_of(path)} ({_first_line(error)}): it is truncated, damaged "
-            f"or something else. Download or export it again."
+            f"{path.name} can't be read as {kind_of(path)} ({_first_line(error)}): it is "
+            f"truncated, damaged or something else. Download or export it again."
         ) from error
 
 

@@ -20,6 +20,7 @@ from controlnet_pack.cldm_core import (
     load_control,
 )
 from controlnet_pack.cldm_core.lllite import ControlLLLite, LLLiteConfig, LLLiteModuleConfig
+from controlnet_pack.cldm_core.matching import check_family
 from controlnet_pack.cldm_core.pipeline import Control, Pipeline, Settings
 from controlnet_pack.cldm_core.union import UnionConfig, UnionControlNet
 
@@ -128,6 +129,10 @@ def test_a_pooled_net_leaves_the_negative_side_alone(pipeline: Pipeline) -> None
             lambda: load_control(samples.controlnet(replace(UNET, context_dim=192))),
             "text embeddings of width 192, and this model has text embeddings of width 128",
         ),
+        (
+            lambda: load_control(samples.controlnet(replace(UNET, in_channels=9))),
+            "latents of 9 channels, and this model has latents of 4 channels",
+        ),
         (lambda: load_control(samples.adapter()), "with features of (32, 64, 64, 64) channels"),
         (lambda: load_control(samples.lllite("input_blocks.7", depth=3)), "input_blocks.7"),
     ],
@@ -137,6 +142,10 @@ def test_a_net_of_another_family_is_refused_before_sampling(
 ) -> None:
     with pytest.raises(FamilyMismatch, match=re.escape(sentence)):
         pipeline("cat", [Control(make(), HINT)], SETTINGS)
+
+
+def test_a_net_of_4_channels_fits_an_inpainting_model() -> None:
+    check_family(load_control(samples.controlnet(UNET)), replace(UNET, in_channels=9))
 
 
 def test_guess_mode_is_for_controlnets() -> None:
