@@ -1,56 +1,45 @@
-"""The command line's verbs for files: look into them, convert them, and do surgery on them."""
+"""The command line's verbs for files: convert them, and do surgery on them."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from . import inspect_command
 from .checkpoint import CheckpointInfo, config_metadata, inspect_checkpoint, load_unet, save
 from .checkpoint.convert import convert, provenance
 from .checkpoint.dtypes import NAMED_TYPES
 from .checkpoint.formats import CONTROL_PREFIX, UNET, UNET_PREFIX
-from .checkpoint.inspect import UNKNOWN
+from .checkpoint.load import unet_part
+from .checkpoint.quantise import retyped
 from .checkpoint.read import Checkpoint, StateDict, read, read_header
-from .errors import CldmError, UnsupportedCheckpoint
+from .checkpoint.write import FOREIGN_HINT_KEY, HINT_KEY
+from .errors import UnsupportedCheckpoint
+from .file_checks import check_roles, check_target
 from .low_rank import extract_control_lora
-from .surgery import add_control, apply_difference, difference, merge_nets, transfer
+from .surgery import add_control, apply_difference, difference, merged, transfer
 from .weights import base_weights, control_weights
 
-WIDE_TYPES = {name: NAMED_TYPES[name] for name in ("fp32", "fp16", "bf16")}
-HEADINGS = ("file", "kind", "base", "keys", "hint", "types", "pooling", "dtype", "numbers", "size")
-LISTED = 10
-"""How many keys of each sort `inspect` names."""
+LICENCE = ("licence", "license", "copyright")
+"""Parts of the keys under which a file's metadata says what may be done with it."""
 
 Commands = Any  # argparse names the type of its subparsers privately
 
 
 def add_parsers(commands: Commands) -> None:
     """Adds the verbs to the parser's commands; each sets `run`, which may return an exit code."""
-    _add_inspect(commands)
+    inspect_command.add_parser(commands)
     _add_convert(commands)
     _add_add_control(commands)
     _add_transfer(commands)
     _add_difference(commands)
     _add_merge(commands)
     _add_extract(commands)
-
-
-def _add_inspect(commands: Commands) -> None:
-    parser = commands.add_parser(
-        "inspect",
-        help="what checkpoint files hold",
-        description="Says for each file what net it holds, for which base models, in what keys and "
-        "number type, and which keys are missing or too many. The exit code is 2 where a file "
-        "can't be read or isn't known.",
-    )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.set_defaults(run=_inspect)
 
 
 def _add_convert(commands: Commands) -> None:
@@ -70,7 +59,7 @@ def _add_convert(commands: Commands) -> None:
     parser.add_argument(
         "--dtype",
         choices=tuple(NAMED_TYPES),
-        help="number type; in fp8 norms and biases are fp16 (default: that of IN)",
+        help="number type; in fp8 what loses too much stays fp16 (default: that of IN)",
     )
     parser.add_argument(
         "--scaled",
@@ -87,7 +76,7 @@ def _add_convert(commands: Commands) -> None:
     parser.add_argument(
         "--pooling",
         choices=("yes", "no"),
-        help="note that residuals are averaged over the picture, as for shuffle nets",
+        help="note that residuals are averaged over the picture, as for shuffle nets, or are not",
     )
     parser.add_argument("--hint", metavar="WORDS", help="note what the hint must be like")
     parser.set_defaults(run=_convert)
@@ -114,6 +103,7 @@ def _add_add_control(commands: Commands) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="for the new hint encoder (%(default)s)"
     )
+    _add_type(parser, "BASE")
     parser.set_defaults(run=_add_control)
 
 
@@ -128,6 +118,7 @@ def _add_transfer(commands: Commands) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE")
     parser.add_argument("target", type=Path, metavar="TARGET")
     _add_out(parser)
+    _add_type(parser, "CONTROL")
     parser.set_defaults(run=_transfer)
 
 
@@ -143,13 +134,13 @@ def _add_difference(commands: Commands) -> None:
     make.add_argument("control", type=Path, metavar="CONTROL")
     _add_base(make, "the base model that it was trained on")
     _add_out(make)
-    _add_wide_type(make)
+    _add_type(make, "CONTROL")
     make.set_defaults(run=_make_difference)
     apply = verbs.add_parser("apply", help="the ControlNet that DIFFERENCE makes of BASE")
     apply.add_argument("difference", type=Path, metavar="DIFFERENCE")
     _add_base(apply, "any base model of the same family")
     _add_out(apply)
-    _add_wide_type(apply)
+    _add_type(apply, "DIFFERENCE")
     apply.set_defaults(run=_apply_difference)
 
 
@@ -157,7 +148,8 @@ def _add_merge(commands: Commands) -> None:
     parser = commands.add_parser(
         "merge",
         help="two nets mixed",
-        description="(1 - ratio) x FIRST + ratio x SECOND, for nets of equal keys and shapes.",
+        description="(1 - ratio) x FIRST + ratio x SECOND, for nets of one kind "
+        "and family of base models.",
     )
     parser.add_argument("first", type=Path, metavar="FIRST")
     parser.add_argument("second", type=Path, metavar="SECOND")
@@ -165,6 +157,13 @@ def _add_merge(commands: Commands) -> None:
     parser.add_argument(
         "--ratio", type=float, default=0.5, help="0 is FIRST, 1 is SECOND (%(default)s)"
     )
+    parser.add_argument(
+        "--pooling",
+        choices=("yes", "no"),
+        help="whether the mixture's residuals are averaged over the picture, where FIRST and "
+        "SECOND differ in it",
+    )
+    _add_type(parser, "FIRST")
     parser.set_defaults(run=_merge)
 
 
@@ -181,7 +180,7 @@ def _add_extract(commands: Commands) -> None:
     parser.add_argument(
         "--rank", type=int, default=128, help="larger is closer and bigger (%(default)s)"
     )
-    _add_wide_type(parser)
+    _add_type(parser, "CONTROL")
     parser.set_defaults(run=_extract)
 
 
@@ -194,74 +193,13 @@ def _add_base(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("base", type=Path, metavar="BASE", help=text)
 
 
-def _add_wide_type(parser: argparse.ArgumentParser) -> None:
+def _add_type(parser: argparse.ArgumentParser, first: str) -> None:
     parser.add_argument(
-        "--dtype", choices=tuple(WIDE_TYPES), help="number type (default: that of the first file)"
+        "--dtype",
+        choices=tuple(NAMED_TYPES),
+        help=f"number type; in fp8 what loses too much stays fp16 (default: that of {first}, or "
+        f"fp16 where {first} has 8 bits)",
     )
-
-
-def _inspect(arguments: argparse.Namespace) -> int:
-    rows: list[tuple[str, ...]] = [HEADINGS]
-    below: list[str] = []
-    failed: list[str] = []
-    known = True
-    for file in arguments.files:
-        try:
-            info = inspect_checkpoint(file)
-        except (CldmError, OSError) as error:
-            failed.append(f"{file}: {error}")
-        else:
-            known = known and info.format != UNKNOWN
-            rows.append(_row(file, info))
-            below += (f"{file}: {line}" for line in _remarks(info))
-    if len(rows) > 1:
-        sys.stdout.write(table(rows))
-    sys.stdout.writelines(f"{line}\n" for line in below)
-    sys.stderr.writelines(f"{line}\n" for line in failed)
-    return 0 if known and not failed else 2
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lines with the cells of each column under one another, the last two columns to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = len(widths) - 2
-    lines = (
-        "  ".join(
-            cell.rjust(width) if index >= right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "".join(f"{line.rstrip()}\n" for line in lines)
-
-
-def _row(file: Path, info: CheckpointInfo) -> tuple[str, ...]:
-    return (
-        str(file),
-        info.kind,
-        info.family,
-        info.layout or "-",
-        f"{info.hint_channels} channels" if info.hint_channels else "-",
-        str(len(info.control_types)) if info.control_types else "-",
-        info.pooling,
-        info.dtype,
-        f"{info.parameters / 1e6:.1f} M",
-        f"{info.size / 1e6:.1f} MB" if info.size is not None else "-",
-    )
-
-
-def _remarks(info: CheckpointInfo) -> Iterable[str]:
-    if info.control_types:
-        yield f"control types {', '.join(info.control_types)}"
-    for title in ("missing", "unexpected", "misshapen"):
-        keys: tuple[str, ...] = getattr(info, title)
-        if keys:
-            more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-            yield f"{len(keys)} {title}: {', '.join(keys[:LISTED])}{more}"
-    if info.nearest:
-        yield f"likest to {', '.join(info.nearest)}"
-    if info.note:
-        yield info.note
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -274,7 +212,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         scaled=arguments.scaled,
         prune=not arguments.no_prune,
         base=None if arguments.base is None else base_weights(read_header(arguments.base)),
-        global_average_pooling=None if arguments.pooling is None else arguments.pooling == "yes",
+        global_average_pooling=_pooling(arguments),
         hint=arguments.hint,
     )
     _tell(arguments.out, info)
@@ -282,20 +220,30 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _add_control(arguments: argparse.Namespace) -> None:
     check_target(arguments.out, force=arguments.force)
+    check_roles({"base": arguments.base})
     base = read(arguments.base)
+    dtype = NAMED_TYPES.get(arguments.dtype)
+    if dtype is None and any(value.itemsize == 1 for value in unet_part(base).values()):
+        dtype = torch.float16
     if arguments.whole:
         _check_whole(base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(arguments.seed)
         net = add_control(load_unet(base), hint_channels=arguments.hint_channels)
-    metadata = {**config_metadata(net.config), **provenance(base=arguments.base)}
+    licence = {
+        key: text
+        for key, text in base.metadata.items()
+        if any(part in key.lower() for part in LICENCE)
+    }
+    metadata = {**licence, **config_metadata(net.config), **provenance(base=arguments.base)}
     state = net.state_dict()
     if arguments.whole:
+        state = state if dtype is None else retyped(state, dtype)
         prefixed = {CONTROL_PREFIX + key: value for key, value in state.items()}
         save({**base.tensors, **prefixed}, arguments.out, metadata)
         _tell(arguments.out, inspect_checkpoint(arguments.out))
     else:
-        _tell(arguments.out, convert(Checkpoint(state, metadata), arguments.out))
+        _tell(arguments.out, convert(Checkpoint(state, metadata), arguments.out, dtype=dtype))
 
 
 def _check_whole(base: Checkpoint) -> None:
@@ -311,79 +259,92 @@ def _check_whole(base: Checkpoint) -> None:
 
 
 def _transfer(arguments: argparse.Namespace) -> None:
-    check_target(arguments.out, force=arguments.force)
-    files = {name: getattr(arguments, name) for name in ("control", "source", "target")}
-    _write(arguments, transfer(**files), files)
+    files = _files(arguments, "control", "source", "target")
+    _write(arguments, transfer(**files, dtype=_wide_type(arguments)), files)
 
 
 def _make_difference(arguments: argparse.Namespace) -> None:
-    check_target(arguments.out, force=arguments.force)
-    files = {name: getattr(arguments, name) for name in ("control", "base")}
+    files = _files(arguments, "control", "base")
     _write(arguments, difference(**files, dtype=_wide_type(arguments)), files)
 
 
 def _apply_difference(arguments: argparse.Namespace) -> None:
-    check_target(arguments.out, force=arguments.force)
-    files = {name: getattr(arguments, name) for name in ("difference", "base")}
+    files = _files(arguments, "difference", "base")
     _write(arguments, apply_difference(**files, dtype=_wide_type(arguments)), files)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    check_target(arguments.out, force=arguments.force)
-    files = {name: getattr(arguments, name) for name in ("first", "second")}
-    _write(arguments, merge_nets(**files, ratio=arguments.ratio), files)
+    files = _files(arguments, "first", "second")
+    mixture = merged(
+        **files,
+        ratio=arguments.ratio,
+        global_average_pooling=_pooling(arguments),
+        dtype=_wide_type(arguments),
+    )
+    _write(arguments, mixture.state, files, mixture.metadata)
+    if mixture.note:
+        sys.stdout.write(f"{mixture.note}\n")
 
 
 def _extract(arguments: argparse.Namespace) -> None:
     from .commands import progress_bar
 
-    check_target(arguments.out, force=arguments.force)
-    files = {name: getattr(arguments, name) for name in ("control", "base")}
+    files = _files(arguments, "control", "base")
     with progress_bar("extracting") as progress:
         state, report = extract_control_lora(
-            **files, rank=arguments.rank, dtype=_wide_type(arguments), progress=progress
+            files["control"],
+            files["base"],
+            arguments.rank,
+            dtype=_wide_type(arguments),
+            progress=progress,
         )
     _write(arguments, state, files)
     sys.stdout.write(f"{report}\n")
 
 
+def _files(arguments: argparse.Namespace, *names: str) -> dict[str, Path]:
+    """The files by what they are for; each is of the right kind, and there is room for a result."""
+    check_target(arguments.out, force=arguments.force)
+    files: dict[str, Path] = {name: getattr(arguments, name) for name in names}
+    check_roles(files)
+    return files
+
+
+def _pooling(arguments: argparse.Namespace) -> bool | None:
+    return None if arguments.pooling is None else arguments.pooling == "yes"
+
+
 def _wide_type(arguments: argparse.Namespace) -> torch.dtype | None:
-    return None if arguments.dtype is None else WIDE_TYPES[arguments.dtype]
+    """What results are computed in: types of 8 bits are for the file alone."""
+    dtype = NAMED_TYPES.get(arguments.dtype)
+    return torch.float32 if dtype is not None and dtype.itemsize == 1 else dtype
 
 
-def _write(arguments: argparse.Namespace, state: StateDict, files: dict[str, Path]) -> None:
-    """The weights as a file that carries the first file's metadata and says what it is made of."""
+def _write(
+    arguments: argparse.Namespace,
+    state: StateDict,
+    files: dict[str, Path],
+    texts: Mapping[str, str] | None = None,
+) -> None:
+    """The weights as a file that carries the first file's metadata and says what it is made of.
+
+    texts: metadata with the configuration and what is noted of the hint, else the first file's.
+    """
     first = read_header(next(iter(files.values())))
-    base = base_weights(read_header(files["base"])) if "base" in files else None
-    config = control_weights(first).config(base)
-    metadata = {**first.metadata, **config_metadata(config)}
-    made = Checkpoint(state, metadata, arguments.out.name)
-    _tell(arguments.out, convert(made, arguments.out, metadata=provenance(**files)))
+    kept = dict(first.metadata)
+    if texts is None:
+        base = base_weights(read_header(files["base"])) if "base" in files else None
+        net = control_weights(first)
+        texts = config_metadata(net.config(base), pooling_known=net.pooling is not None)
+    else:
+        kept = {k: v for k, v in kept.items() if k not in (HINT_KEY, FOREIGN_HINT_KEY)}
+    made = Checkpoint(state, {**kept, **texts}, arguments.out.name)
+    dtype = NAMED_TYPES.get(arguments.dtype)
+    narrow = dtype if dtype is not None and dtype.itemsize == 1 else None
+    _tell(arguments.out, convert(made, arguments.out, dtype=narrow, metadata=provenance(**files)))
 
 
 def _tell(path: Path, info: CheckpointInfo) -> None:
     sys.stdout.write(f"{path}: {info}\n")
-
-
-def check_target(path: Path, *, force: bool) -> None:
-    """Raises CldmError where a file of weights can't or mustn't be written; leaves nothing behind.
-
-    Without `force` a file that is there isn't replaced. Missing folders are no mistake: they are
-    made when the file is written.
-    """
-    if path.suffix != ".safetensors":
-        raise CldmError(
-            f"Weights can't be written as {path.name!r}: let the name end in .safetensors."
-        )
-    try:
-        if path.is_dir():
-            raise CldmError(f"{path} is a folder: give the name of a file.")
-        if path.exists() and not force:
-            raise CldmError(f"{path} is there already: choose another name, or add --force.")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CldmError(
-            f"{path} can't be written ({error.strerror}): choose another folder or name."
-        ) from error
+    if info.note:
+        sys.stdout.write(f"{info.note}\n")

@@ -58,10 +58,23 @@ def load_pipeline(
     is damaged and CldmError where there is no tokenizer.
     """
     checkpoint = read(path)
-    unet = load_unet(checkpoint, device=device, dtype=dtype)
-    vae = ScaledAutoencoder(load_vae(checkpoint.tensors).to(device))
-    text = TextEncoder(load_text_encoder(checkpoint.tensors).to(device), load_tokenizer(tokenizer))
+    with _named("UNet", checkpoint.name):
+        unet = load_unet(checkpoint, device=device, dtype=dtype)
+    with _named("autoencoder", checkpoint.name):
+        vae = ScaledAutoencoder(load_vae(checkpoint.tensors).to(device))
+    with _named("text encoder", checkpoint.name):
+        encoder = load_text_encoder(checkpoint.tensors).to(device)
+    text = TextEncoder(encoder, load_tokenizer(tokenizer))
     return Pipeline(unet, vae, text, prediction or unet.config.prediction)
+
+
+@contextmanager
+def _named(part: str, name: str) -> Iterator[None]:
+    """Says in front of an error which part of which file it is about."""
+    try:
+        yield
+    except CldmError as error:
+        raise type(error)(f"The {part} of {name} can't be loaded: {error}") from error
 
 
 class ScaledAutoencoder:

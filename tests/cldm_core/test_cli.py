@@ -195,10 +195,21 @@ def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> No
 def test_inspect_names_what_a_file_holds() -> None:
     done = run("inspect", tiny.weights("canny"), tiny.weights("unet"))
     assert done.returncode == 0, done.stderr
-    _, net, base = done.stdout.splitlines()
-    for cell in ("ControlNet", "embedded model", "cldm", "3 channels", "no", "fp16", "3.0 M"):
+    above, _, net, base = done.stdout.splitlines()
+    assert above == "all: base embedded model, keys cldm, dtype fp16"
+    for cell in ("ControlNet", "3", "no", "3.0 M"):
         assert f"  {cell}  " in net
-    assert "  base model  embedded model  " in base
+    assert "  base model  " in base
+
+
+def test_a_checkpoint_that_does_not_do_is_named_with_its_part(tmp_path: Path) -> None:
+    done = run("sample", "a", tmp_path / "b.png", "--checkpoint", tiny.weights("unet"))
+    assert done.returncode == 2
+    assert "The autoencoder of unet.safetensors can't be loaded: The checkpoint has no" in (
+        done.stderr
+    )
+    done = run("sample", "a", tmp_path / "b.png", "--checkpoint", tiny.weights("canny"))
+    assert "The UNet of control_canny.safetensors can't be loaded: " in done.stderr
 
 
 @pytest.mark.parametrize("name", ["ü.png", "picture.jpg", "picture.webp"])

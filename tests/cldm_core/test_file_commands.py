@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from controlnet_pack.cldm_core import load_control, load_unet
 from controlnet_pack.cldm_core.__main__ import main
-from controlnet_pack.cldm_core.checkpoint import write
+from controlnet_pack.cldm_core.checkpoint import inspect_checkpoint, write
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
-from controlnet_pack.cldm_core.file_commands import table
+from controlnet_pack.cldm_core.checkpoint.read import read
+from controlnet_pack.cldm_core.checkpoint.write import stored_pooling
+from controlnet_pack.cldm_core.inspect_command import table
 from controlnet_pack.cldm_core.surgery import difference, merge_nets, transfer
 
 from .bound_cases import SD_LIKE
@@ -20,6 +22,7 @@ from .test_control_lora import base_of
 from .test_surgery import close, half, other_base, prefixed, same, trained
 
 UNET = "model.diffusion_model."
+LAST = ("parameters", "size")
 VERBS = (
     "inspect", "convert", "add-control", "transfer", "difference", "difference make",
     "difference apply", "merge", "extract",
@@ -64,18 +67,49 @@ def test_help_reads_well(verb, capsys):
 
 def test_inspect_puts_every_file_in_a_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     for name, made in LOADED.items():
         save_file(next(iter(made.values()))(), f"{name}.safetensors")
     assert run("inspect " + " ".join(f"{name}.safetensors" for name in LOADED)) == 0
-    heading, *rows = capsys.readouterr().out.splitlines()[: 1 + len(LOADED)]
-    assert heading.split() == [
-        "file", "kind", "base", "keys", "hint", "types", "pooling", "dtype", "numbers", "size",
-    ]  # fmt: skip
-    starts = [heading.index(name) for name in ("kind", "base", "keys", "hint", "types", "dtype")]
+    above, heading, *rows = capsys.readouterr().out.splitlines()[: 2 + len(LOADED)]
+    assert above == "all: hint 3, dtype fp32"
+    assert heading.split() == ["file", "kind", "base", "keys", "types", "pooling", *LAST]
+    starts = [heading.index(name) for name in ("kind", "base", "keys", "types", "pooling")]
     for row, name in zip(rows, LOADED, strict=True):
         assert row.startswith(f"{name}.safetensors")
         assert all(row[start - 1] == " " and row[start] != " " for start in starts)
     assert {len(row) for row in rows} == {len(heading)}
+
+
+def test_the_common_folder_and_equal_columns_are_left_out_of_the_table(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "100")
+    paths = [tmp_path / "nets" / "a.safetensors", tmp_path / "nets" / "more" / "b.safetensors"]
+    paths[1].parent.mkdir(parents=True)
+    for path in paths:
+        save_file(controlnet(), path)
+    assert main(["inspect", *map(str, paths)]) == 0
+    above, heading, *rows = capsys.readouterr().out.splitlines()
+    assert above == (
+        "all: kind ControlNet, base embedded model, keys cldm, hint 3, pooling unknown, dtype fp32"
+    )
+    assert heading.split() == ["file", *LAST]
+    assert [row.split()[0] for row in rows] == ["a.safetensors", "more/b.safetensors"]
+
+
+def test_a_narrow_terminal_gets_a_line_for_each_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_file(controlnet(), "net.safetensors")
+    save_file(adapter(), "adapter.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("inspect net.safetensors adapter.safetensors damaged.safetensors") == 2
+    assert capsys.readouterr().out.splitlines() == [
+        f"net.safetensors: {inspect_checkpoint('net.safetensors')}",
+        f"adapter.safetensors: {inspect_checkpoint('adapter.safetensors')}",
+        "damaged.safetensors: unreadable",
+    ]
 
 
 def test_inspect_tells_what_does_not_fit(tmp_path, capsys):
@@ -105,13 +139,15 @@ def test_inspect_names_types_and_advice(tmp_path, monkeypatch, capsys):
 
 def test_a_damaged_file_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "damaged.safetensors").write_bytes(b"\x00" * 20)
     save_file(controlnet(), "net.safetensors")
     assert run("inspect damaged.safetensors nowhere.safetensors net.safetensors") == 2
     told = capsys.readouterr()
     assert "damaged.safetensors: damaged.safetensors can't be read as safetensors" in told.err
     assert "nowhere.safetensors: There is no file" in told.err
-    assert "net.safetensors  ControlNet" in told.out
+    assert "net.safetensors      ControlNet" in told.out
+    assert "nowhere.safetensors  unreadable" in told.out
 
 
 def test_an_unknown_file_is_shown_and_counts(tmp_path, monkeypatch, capsys):
@@ -123,7 +159,7 @@ def test_an_unknown_file_is_shown_and_counts(tmp_path, monkeypatch, capsys):
 
 def test_columns_are_as_wide_as_their_widest_cell():
     rows = [("a", "long name", "1"), ("longer", "b", "22")]
-    assert table(rows) == "a       long name   1\nlonger          b  22\n"
+    assert table(rows, right=2) == "a       long name   1\nlonger          b  22\n"
 
 
 # convert
@@ -201,11 +237,27 @@ def test_the_whole_is_base_and_control_as_of_the_original_tool(folder):
     ("line", "sentence"),
     [
         ("add-control other.safetensors out.safetensors --whole", "no single-file checkpoint"),
-        ("add-control net.safetensors out.safetensors", "can't be loaded as a UNet"),
+        (
+            "add-control net.safetensors out.safetensors",
+            "BASE is net.safetensors, which holds a ControlNet: expected a base model there.",
+        ),
+        ("add-control adapter.safetensors out.safetensors", "BASE is adapter.safetensors"),
         ("add-control base.safetensors out.safetensors --hint-channels 0", "hint_channels"),
         ("merge net.safetensors net.safetensors out.safetensors --ratio 2", "The ratio is 2.0"),
         ("extract net.safetensors base.safetensors out.safetensors --rank 0", "The rank is 0"),
-        ("transfer net.safetensors net.safetensors base.safetensors out.safetensors", "as a UNet"),
+        (
+            "transfer net.safetensors net.safetensors base.safetensors out.safetensors",
+            "SOURCE is net.safetensors, which holds a ControlNet: expected a base model there.",
+        ),
+        (
+            "difference make base.safetensors net.safetensors out.safetensors",
+            "CONTROL is base.safetensors, which holds a base model and BASE is net.safetensors, "
+            "which holds a ControlNet: swap them.",
+        ),
+        (
+            "merge net.safetensors base.safetensors out.safetensors",
+            "SECOND is base.safetensors, which holds a base model: expected a control net there.",
+        ),
         ("difference apply net.safetensors base.safetensors out.safetensors", "a difference file"),
         ("convert base.safetensors out.safetensors", "base model"),
         ("convert net.safetensors out.safetensors --scaled", "choose fp8_e4m3fn"),
@@ -302,7 +354,8 @@ def test_extract_tells_the_error_and_keeps_the_notes(folder, capsys):
     assert run(line) == 0
     told = capsys.readouterr()
     assert "extracting: 100%" in told.err
-    assert "layers of rank 8; lost " in told.out
+    assert "layers of rank 8; lost are " in told.out
+    assert "of what they have beyond the base" in told.out
     net = load_control("lora.safetensors", base=base_of(SD_LIKE))
     assert net.config.global_average_pooling
     assert metadata("lora.safetensors")["cldm_core.hint"] == "RGB"
@@ -312,3 +365,84 @@ def test_what_a_difference_leaves_out_is_told_by_its_metadata(folder):
     assert run("add-control base.safetensors fresh.safetensors") == 0
     assert run("difference make fresh.safetensors base.safetensors change.safetensors") == 0
     assert load_control("change.safetensors").config == load_control("fresh.safetensors").config
+
+
+@EACH_VERB
+@pytest.mark.parametrize("dtype", ["fp16", "fp8_e4m3fn"])
+def test_every_verb_writes_the_type_that_is_asked_for(folder, capsys, line, dtype):
+    save_file(difference(trained(SD_LIKE), base_of(SD_LIKE)), "change.safetensors")
+    words = line.split()
+    at = next((i for i, part in enumerate(words) if part.startswith("--")), len(words))
+    words.insert(at, "out.safetensors")
+    assert main([*words, "--dtype", dtype]) == 0
+    stored = load_file("out.safetensors")
+    found = {v.dtype for k, v in stored.items() if k not in ("difference", "lora_controlnet")}
+    bound = {"difference", "lora_controlnet"} & stored.keys()
+    if dtype == "fp16" or bound:
+        assert found == {torch.float16}
+    else:
+        assert found == {torch.float16, torch.float8_e4m3fn}
+    told = capsys.readouterr().out
+    assert ("It is in fp16: a Control" in told) == bool(bound and dtype != "fp16")
+
+
+@EACH_VERB
+def test_what_comes_in_8_bits_goes_out_in_fp16(folder, line):
+    if line.startswith("convert"):
+        return
+    save_file(difference(trained(SD_LIKE), base_of(SD_LIKE)), "change.safetensors")
+    for path in folder.glob("*.safetensors"):
+        state = load_file(path)
+        narrow = {k: v if v.ndim < 2 else v.to(torch.float8_e5m2) for k, v in state.items()}
+        save_file(narrow, path)
+    words = line.split()
+    at = next((i for i, part in enumerate(words) if part.startswith("--")), len(words))
+    words.insert(at, "out.safetensors")
+    assert main(words) == 0
+    stored = load_file("out.safetensors")
+    assert {v.dtype for k, v in stored.items() if k not in ("difference", "lora_controlnet")} == {
+        torch.float16
+    }
+
+
+@EACH_VERB
+def test_no_verb_makes_up_the_pooling(folder, line):
+    save_file(difference(trained(SD_LIKE), base_of(SD_LIKE)), "change.safetensors")
+    words = line.split()
+    at = next((i for i, part in enumerate(words) if part.startswith("--")), len(words))
+    words.insert(at, "out.safetensors")
+    assert main(words) == 0
+    new = line.startswith("add-control")
+    assert stored_pooling(read("out.safetensors")) == (False if new else None)
+
+
+def test_merge_takes_what_is_told_of_pooling_and_hint(folder, capsys):
+    run("convert net.safetensors a.safetensors --pooling yes --hint colours")
+    run("convert net.safetensors b.safetensors --pooling no --hint lines")
+    capsys.readouterr()
+    assert run("merge a.safetensors b.safetensors out.safetensors") == 2
+    assert "of a.safetensors are averaged over the picture" in capsys.readouterr().err
+    assert run("merge a.safetensors b.safetensors out.safetensors --pooling no") == 0
+    assert stored_pooling(read("out.safetensors")) is False
+    assert "cldm_core.hint" not in metadata("out.safetensors")
+    assert run("merge net.safetensors a.safetensors mixed.safetensors") == 0
+    assert stored_pooling(read("mixed.safetensors")) is True
+    assert "Pooling is yes, as a.safetensors says" in capsys.readouterr().out
+    assert metadata("mixed.safetensors")["cldm_core.hint"] == "colours"
+
+
+def test_added_control_keeps_the_licence_of_the_base(folder):
+    save_file(
+        base_of(SD_LIKE),
+        "base.safetensors",
+        {"modelspec.license": "openrail", "modelspec.title": "x"},
+    )
+    assert run("add-control base.safetensors out.safetensors") == 0
+    found = metadata("out.safetensors")
+    assert found["modelspec.license"] == "openrail"
+    assert "modelspec.title" not in found
+
+
+def test_a_whole_checkpoint_is_net_and_base_at_once(folder):
+    run("add-control base.safetensors whole.safetensors --whole")
+    assert run("difference make whole.safetensors whole.safetensors out.safetensors") == 0
