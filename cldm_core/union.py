@@ -154,9 +154,9 @@ class UnionControlNet(ControlEncoder):
         super().__init__(config.controlnet, ops, attention=attention)
         self.config = config
         width = config.controlnet.unet.model_channels
-        self.task_embedding = nn.Parameter(
-            math.sqrt(width) * torch.randn(config.control_types, width)
-        )
+        self.task_embedding = nn.Parameter(torch.empty(config.control_types, width))
+        if not self.task_embedding.is_meta:  # where it makes torch load its compiler for a second
+            nn.init.normal_(self.task_embedding, std=math.sqrt(width))
         self.transformer_layes = nn.Sequential(TokenBlock(width, ops))
         self.spatial_ch_projs = zero_module(ops.Linear(width, width))
         self.control_add_embedding = ControlTypeEmbedding(
