@@ -141,6 +141,8 @@ def _row(name: str, info: CheckpointInfo | None) -> tuple[str, ...]:
 
 
 def _remarks(info: CheckpointInfo) -> Iterable[str]:
+    if info.hint not in ("", UNKNOWN):
+        yield f"the hint must be: {info.hint}"
     if info.control_types:
         yield f"control types {', '.join(info.control_types)}"
     for title in ("missing", "unexpected", "misshapen"):

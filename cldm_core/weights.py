@@ -117,10 +117,11 @@ def twins(control: ControlWeights, base: StateDict, title: str) -> dict[str, Ten
         for key, value in found.items()
         if tuple(value.shape) != expected[key]
     ]
+    title = f"{title[0].upper()}{title[1:]}"
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointMismatch(
-            f"{title[0].upper()}{title[1:]} has other weights than the encoder of {control.name} "
+            f"{title} has other weights than the encoder of {control.name} "
             f"({'; '.join(wrong[:3])}{more}): give a base model of the same family."
         )
     require_finite(found, title, whole=True)

@@ -162,6 +162,14 @@ def test_columns_are_as_wide_as_their_widest_cell():
     assert table(rows, right=2) == "a       long name   1\nlonger          b  22\n"
 
 
+def test_what_is_noted_of_the_hint_can_be_read(folder, capsys):
+    run("convert net.safetensors noted.safetensors --hint lines")
+    capsys.readouterr()
+    assert run("inspect noted.safetensors net.safetensors") == 0
+    assert "noted.safetensors: the hint must be: lines\n" in (told := capsys.readouterr().out)
+    assert told.count("hint must be") == 1
+
+
 # convert
 
 
