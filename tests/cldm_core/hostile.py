@@ -142,6 +142,11 @@ KEYS = (
     "lllite_unet_evil.down.0.weight",
     "__metadata__",
     "control_model.",
+    "module.",
+    "module.control_model.zero_convs.0.0.weight",
+    "module.difference",
+    "brushnet_down_blocks.0.weight",
+    "encoder_hid_proj.weight",
     "model.diffusion_model.output_blocks.0.0.in_layers.0.weight",
     "",
     ".",
@@ -353,7 +358,9 @@ def torch_files(draw: Any) -> Hostile:
     """A PyTorch file, of the new kind or the old, whose tensors or bytes were tampered with."""
     steps: list[Any] = []
     content: Any = draw(changed_states(steps))
-    wrapper = draw(st.sampled_from((None, "state_dict", "adapter", "other", "list", "tensor")))
+    wrapper = draw(
+        st.sampled_from((None, "state_dict", "model", "adapter", "other", "list", "tensor"))
+    )
     if wrapper == "list":
         content = list(content.values())
     elif wrapper == "tensor":
