@@ -195,7 +195,8 @@ def test_the_bar_is_closed_by_an_error(capsys: pytest.CaptureFixture[str]) -> No
 def test_inspect_names_what_a_file_holds() -> None:
     done = run("inspect", tiny.weights("canny"), tiny.weights("unet"))
     assert done.returncode == 0, done.stderr
-    above, _, net, base = done.stdout.splitlines()
+    above, _, net, base, noted = done.stdout.splitlines()
+    assert noted == "control_canny.safetensors: the hint must be: canny"
     assert above == "all: base embedded model, keys cldm, dtype fp16"
     for cell in ("ControlNet", "3", "no", "3.0 M"):
         assert f"  {cell}  " in net
