@@ -21,37 +21,19 @@ if TYPE_CHECKING:
 SCHEDULE = NoiseSchedule()
 CAPTIONS = 32
 SEED = 8
-SNR_BOUND = 5.0
 
 
 class Noising:
-    """NoiseSchedule.add_noise and the loss, from tables on the device: no step waits for a copy."""
+    """NoiseSchedule.add_noise, from tables on the device: no step waits for a copy."""
 
     def __init__(self, device: torch.device) -> None:
         share = SCHEDULE.alphas_cumprod()
         self.alpha = share.sqrt().float().to(device)
         self.sigma = (1 - share).sqrt().float().to(device)
-        self.weight = (SNR_BOUND * (1 - share) / share).clamp(max=1).float().to(device)
 
     def add(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         alpha, sigma = (table[timesteps].view(-1, 1, 1, 1) for table in (self.alpha, self.sigma))
         return alpha * latents + sigma * noise
-
-    def loss(self, predicted: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Squared error with the weights of Hang et al. 2023 (Min-SNR, gamma 5).
-
-        Almost clean latents weigh less, so that more of the net goes to shapes and colours.
-        """
-        errors = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        return (self.weight[timesteps] * errors).mean()
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Shares of the prompts that are empty, and, of the others, that another picture has."""
-
-    empty: float
-    other: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +67,8 @@ class Batches:
         self.captions = caption_tokens(pictures, tokenizer).to(self.device)
         self.no_caption = tokenize(tokenizer, [""]).to(self.device)
 
-    def draw(self, generator: torch.Generator, prompts: Prompts) -> Batch:
-        """A batch; the generator is on self.device."""
+    def draw(self, generator: torch.Generator, empty_prompts: float) -> Batch:
+        """A batch; a share of its prompts is empty; the generator is on self.device."""
 
         def below(bound: int) -> Tensor:
             return torch.randint(bound, (self.size,), generator=generator, device=self.device)
@@ -96,13 +78,9 @@ class Batches:
 
         pictures, variants = below(len(self.latents)), below(self.latents.shape[1])
         clean = self.latents[pictures, variants]
-        empty, caption = happens(prompts.empty), below(CAPTIONS)
+        empty, caption = happens(empty_prompts), below(CAPTIONS)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         timesteps = below(SCHEDULE.timesteps)
-        told = torch.where(happens(prompts.other), below(len(self.latents)), pictures)
-        tokens = torch.where(empty[:, None], self.no_caption, self.captions[told, caption])
+        tokens = torch.where(empty[:, None], self.no_caption, self.captions[pictures, caption])
         noisy = self.noising.add(clean, noise, timesteps)
         return Batch(noisy, timesteps, tokens, noise, pictures, variants)
-
-    def loss(self, predicted: Tensor, batch: Batch) -> Tensor:
-        return self.noising.loss(predicted, batch.noise, batch.timesteps)

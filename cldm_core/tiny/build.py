@@ -23,15 +23,8 @@ from .cache import Cache, HintOf, build_cache
 from .data import Emoji, load_emoji, split
 from .export import export
 from .report import write_report
-from .stage_control import (
-    CANNY_ANY_PROMPT_PLAN,
-    CANNY_PLAN,
-    MASK_ANY_PROMPT_PLAN,
-    MASK_PLAN,
-    Task,
-    train_control,
-)
-from .stage_unet import HeldOut, TextToLatents, train_unet
+from .stage_control import CANNY_PLAN, MASK_PLAN, Task, train_control
+from .stage_unet import TextToLatents, train_unet
 from .stage_vae import train_vae
 from .text import build_tokenizer, load_tokenizer, tokenize
 from .vae import TinyVAE
@@ -52,8 +45,8 @@ def tasks() -> list[Task]:
     """The embedded ControlNets, with the annotators that make their hints."""
     canny, mask = named_function("annotators:canny"), named_function("annotators:mask")
     return [
-        Task("canny", canny, edge_f1, CANNY_PLAN, CANNY_ANY_PROMPT_PLAN),
-        Task("mask", mask, mask_iou, MASK_PLAN, MASK_ANY_PROMPT_PLAN),
+        Task("canny", canny, edge_f1, CANNY_PLAN),
+        Task("mask", mask, mask_iou, MASK_PLAN),
     ]
 
 
@@ -97,9 +90,7 @@ class Build:
 
     @cached_property
     def nets(self) -> TextToLatents:
-        training, held_out = self.emoji
-        evaluate = HeldOut(held_out, self.vae, self.cache.scale, self.tokenizer)
-        return train_unet(training, self.cache, self.tokenizer, evaluate, self.folder)
+        return train_unet(self.emoji[0], self.cache, self.tokenizer, self.folder)
 
     @cached_property
     def pipeline(self) -> Pipeline:

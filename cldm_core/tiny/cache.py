@@ -17,7 +17,7 @@ from .data import SIZE, Array, Emoji, placement, random_placement, render
 from .stage_vae import pixels
 from .vae import TinyVAE
 
-VARIANTS = 32
+VARIANTS = 8
 SEED = 7
 
 HintOf = Callable[[Array, Array], Array]

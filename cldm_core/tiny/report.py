@@ -23,11 +23,7 @@ from .stage_vae import pixels, psnr
 
 CARD = Path(__file__).parent / "card"
 SHEET_ROWS, SHEET_COLUMNS = 8, 4
-METRICS = {
-    "psnr": "PSNR, dB",
-    "held_out_loss": "loss on held-out pictures",
-    "adherence": "adherence",
-}
+METRICS = {"psnr": "PSNR, dB", "adherence": "adherence"}
 
 
 def write_report(
@@ -132,10 +128,9 @@ def _plot_training(folder: Path, tasks: Sequence[Task], path: Path) -> None:
     """Loss of every stage, and what was measured over its steps: the sudden convergence."""
     from matplotlib.figure import Figure
 
-    nets = [f"control_{task.name}" for task in tasks]
-    stages = ["vae", *nets, "unet", *(f"{net}_any_prompt" for net in nets)]
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
-    for axis, stage in zip(figure.subplots(2, 3).flat, stages, strict=True):
+    stages = ["vae", "unet", *(f"control_{task.name}" for task in tasks)]
+    figure = Figure(figsize=(3.6 * len(stages), 3.2), layout="constrained")
+    for axis, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
         rows = [
             json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()[1:]
         ]
