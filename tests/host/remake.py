@@ -1,0 +1,103 @@
+"""Remakes what running the workflows gives: thumbnails, the README's picture, object_info.json.
+
+python tests/host/remake.py [--host 0.3.64] [--only thumbnails picture nodes] [--flag=...]
+
+COMFYUI_PATH names the host, as for the tests; the oldest is taken unless --host says another.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+from host.client import HostClient
+from host.editor import Editor
+from host.hosts import NO_HOST, find_hosts
+from host.server import HostServer
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
+OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
+PICTURE = ROOT / "docs" / "first_picture.png"
+SIDE = 384  # pixels; a thumbnail is the hint and the picture, side by side
+QUALITY = 85
+# What tests/test_workflows.py and comfy-lint read of a node's description.
+FACTS = (
+    *("input", "input_order", "output", "output_is_list", "output_name", "name", "display_name"),
+    *("category", "output_node"),
+)
+
+
+def main() -> None:
+    """Read the command line, start a host, and remake what is asked for."""
+    told = parse()
+    found = [host for host in find_hosts() if told.host in (None, host.version)]
+    if not found:
+        raise SystemExit(NO_HOST)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        host = stack.enter_context(HostServer(found[0], folder, flags=told.flag))
+        if "nodes" in told.only:
+            describe_nodes(host.client)
+        if "thumbnails" in told.only:
+            for path in sorted((WORKFLOWS / "api").glob("*.json")):
+                write_thumbnail(host.client, path)
+        if "picture" in told.only:
+            editor = stack.enter_context(Editor(host.url, folder))
+            editor.load(read(WORKFLOWS / f"{PICTURE.stem}.json"), PICTURE.stem)
+            editor.queue()
+            editor.capture(PICTURE)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    everything = ("nodes", "thumbnails", "picture")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--host", help="which of the hosts found, by its version; else the oldest")
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--flag", action="append", default=[], help="for the host's command line")
+    return parser.parse_args()
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def describe_nodes(client: HostClient) -> None:
+    """Write what the host says of our nodes and of those that the workflows use."""
+    described = client.object_info()
+    used = {node["type"] for path in WORKFLOWS.glob("*.json") for node in read(path)["nodes"]}
+    names = sorted(used | {name for name in described if name.startswith("CLDM_")})
+    kept = {name: {fact: described[name][fact] for fact in FACTS} for name in names}
+    OBJECT_INFO.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def write_thumbnail(client: HostClient, path: Path) -> None:
+    """Run an API prompt and put its hint and its picture side by side."""
+    prompt = read(path)
+    result = client.queue(prompt)
+    if result.status != "success":
+        raise SystemExit(f"{path.name}: {result.message()}")
+    shown = {prompt[node]["class_type"]: node for node in result.outputs}
+    pictures = [
+        cv2.resize(
+            client.images(result, shown[kind])[0], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC
+        )
+        for kind in ("PreviewImage", "SaveImage")
+    ]
+    thumbnail = WORKFLOWS / f"{path.stem}.jpg"
+    order = np.hstack(pictures)[..., 2::-1]
+    cv2.imwrite(str(thumbnail), order, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    sys.stdout.write(f"{thumbnail.name}: {thumbnail.stat().st_size} bytes\n")
+
+
+if __name__ == "__main__":
+    main()
