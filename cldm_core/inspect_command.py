@@ -133,7 +133,7 @@ def _row(name: str, info: CheckpointInfo | None) -> tuple[str, ...]:
         info.layout or NOTHING,
         str(info.hint_channels or NOTHING),
         str(len(info.control_types) or NOTHING),
-        info.pooling,
+        info.pooling or "-",
         info.dtype,
         f"{info.parameters / 1e6:.1f} M",
         f"{info.size / 1e6:.1f} MB" if info.size is not None else NOTHING,
