@@ -1,0 +1,91 @@
+"""The texts that nodes show: in the results of every run, and in a box in the editor."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .browser import NO_BROWSER, find_browser
+from .client import HostClient
+from .editor import Editor
+from .server import HostServer
+
+LOAD, INSPECT = "CLDM_LoadControlNet", "CLDM_InspectControlNet"
+SHOWN = "() => app.graph._nodes.map((n) => n.cldmBox?.value ?? '')"
+BOXES = """() => app.graph._nodes.map((n) => {
+    const box = n.cldmBox.element
+    return box.readOnly && box.scrollHeight <= box.clientHeight
+})"""
+
+
+def loading(name: str = "embedded: canny") -> dict[str, Any]:
+    chosen = {"control_net_name": name}
+    return {
+        "1": {"class_type": LOAD, "inputs": {**chosen, "pooling": "auto", "head_channels": 0}},
+        "2": {"class_type": INSPECT, "inputs": chosen},
+        "3": {
+            "class_type": "CLDM_SaveControlNet",
+            "inputs": {
+                "control_net": ["1", 0],
+                "name": "sub/shown",
+                "number_type": "as loaded",
+                "keys": "original",
+            },
+        },
+    }
+
+
+def test_texts_come_with_every_run(client: HostClient) -> None:
+    for _ in range(2):  # the second time from what the host remembers
+        result = client.queue(loading())
+        assert result.status == "success", result.message()
+        record = client.get(f"/history/{result.prompt_id}")[result.prompt_id]["outputs"]
+        assert record["1"]["text"][0].startswith("embedded model ControlNet")
+        assert record["1"]["choice"] == ["embedded: canny"]
+        assert result.texts("2")[0].startswith("kind: ControlNet\n")
+        assert result.texts("3")[0].startswith("Saved as sub/shown.safetensors\n")
+
+
+def test_a_box_shows_the_text_and_clears(host: HostServer, tmp_path: Path) -> None:
+    if find_browser() is None:
+        pytest.skip(NO_BROWSER)
+    with Editor(host.url, tmp_path) as editor:
+        page = editor.page
+        page.run(
+            """(load, inspect) => {
+                app.graph.clear()
+                for (const [i, type] of [load, inspect].entries()) {
+                    const node = LiteGraph.createNode(type)
+                    app.graph.add(node)
+                    node.pos = [400 * i, 0]
+                }
+                const save = LiteGraph.createNode('CLDM_SaveControlNet')
+                app.graph.add(save)
+                save.pos = [0, 400]
+                app.graph._nodes[0].connect(0, save, 0)
+                return true
+            }""",
+            *(LOAD, INSPECT),
+        )
+        editor.queue()
+        page.wait_for(f"() => ({SHOWN})().every((text) => text)")
+        texts = page.run(SHOWN)
+        assert page.run(BOXES) == [True, True, True]
+        graph = page.run("() => app.graph.serialize()")
+        assert graph["nodes"][0]["widgets_values"] == ["embedded: canny", "auto", 0]
+        prompt = page.run("async () => (await app.graphToPrompt()).output")
+        assert set(prompt["1"]["inputs"]) == {"control_net_name", "pooling", "head_channels"}
+
+        editor.load(graph)  # as after a reload
+        assert page.run(SHOWN) == texts
+
+        for node in graph["nodes"]:
+            del node["properties"]["cldm_text"]
+        editor.load(graph)  # as a file of somebody else, whose result the host knows already
+        assert page.run(SHOWN) == ["", "", ""]
+        editor.queue()
+        page.wait_for(f"() => ({SHOWN})().every((text) => text)")
+
+        page.run("() => { app.graph._nodes[0].widgets[1].callback('on'); return true }")
+        assert page.run(SHOWN)[0] == ""
+        assert page.run(SHOWN)[1] == texts[1]
