@@ -11,10 +11,11 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..cldm_core import UnsupportedCheckpoint, extract_control_lora, merge_nets, transfer
+from ..cldm_core import UnsupportedCheckpoint, extract_control_lora, transfer
 from ..cldm_core.checkpoint import Checkpoint, as_checkpoint, convert
 from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
+from ..cldm_core.surgery import merged
 from ..cldm_core.weights import TWIN_PARTS
 from .apply import CATEGORY
 from .host import HostControl, as_control, new_controlnet_path
@@ -95,9 +96,11 @@ class MergeControlNets(io.ComfyNode):
     def execute(cls, first: Any, second: Any, ratio: float) -> io.NodeOutput:
         one, other = weights_of(first, "first"), weights_of(second, "second")
         sources = {"first": noted(first, share=1 - ratio), "second": noted(second, share=ratio)}
-        made = made_net(merge_nets(one, other, ratio), one, "a merge", **sources)
+        result = merged(one, other, ratio)
+        like = Checkpoint({}, result.metadata, one.name)
+        made = made_net(result.state, like, "a merge", **sources)
         parts = (f"{each['share']:.0%} of {each['name']}" for each in sources.values())
-        text = f"{', '.join(parts)}.\n{pooling_of(made)}"
+        text = "\n".join(filter(None, (f"{', '.join(parts)}.", pooling_of(made), result.note)))
         return text_result(made, text=text)
 
 

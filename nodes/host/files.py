@@ -20,6 +20,7 @@ from torch import Tensor
 from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
 from ...cldm_core import load_control as load_net
 from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
+from ...cldm_core.checkpoint.convert import POOLED_NAMES
 from ...cldm_core.checkpoint.dtypes import common_type, is_scaled
 from ...cldm_core.checkpoint.families import FAMILIES
 from ...cldm_core.checkpoint.formats import Where, inner, recognise
@@ -31,7 +32,6 @@ from .kinds import kind_of_control
 
 log = initialize_logger("ComfyUI-CLDM")
 
-POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
 SUPPORTED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
