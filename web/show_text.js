@@ -61,14 +61,6 @@ function show(node, text) {
     const [width, height] = node.computeSize()
     node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)])
     node.setDirtyCanvas(true, true)
-    if (LiteGraph.vueNodesMode) setTimeout(() => growDrawn(node), 200) // when it has been drawn
-}
-
-// Newer editors can draw nodes as HTML, with sizes of their own.
-function growDrawn(node) {
-    const drawn = document.querySelector(`[data-node-id="${node.id}"] textarea[readonly]`)
-    const more = drawn ? drawn.scrollHeight - drawn.clientHeight : 0
-    if (more > 0) node.setSize([node.size[0], node.size[1] + more])
 }
 
 function clear(node) {
