@@ -1,7 +1,6 @@
-"""What inspection tells beyond the keys: metadata, surroundings, latents; and how long it takes."""
+"""What inspection tells beyond the keys: metadata, surroundings, latents."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +21,6 @@ from controlnet_pack.cldm_core.union import UnionConfig, UnionControlNet
 
 from .samples import LOADED, adapter, controlnet, filled, prefixed
 from .test_full_size import MIRRORED, half, lora, of_diffusers, on_meta
-
-MOST_MILLISECONDS = 50
-"""The issue's limit, for a quiet core; times here are the best of several."""
 
 
 def test_what_keys_do_not_tell_is_unknown() -> None:
@@ -101,18 +97,13 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_inspection_takes_no_time(name: str, tmp_path: Path) -> None:
+def test_the_header_of_a_full_size_file_is_enough(name: str, tmp_path: Path) -> None:
+    """Everything behind it is a hole; benchmarks/load.py has the times."""
     path = tmp_path / "net.safetensors"
     _sparse(half(HEADERS[name]()), path)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        info = inspect_checkpoint(path)
-        times.append(time.perf_counter() - start)
-    assert info.missing == ()
-    assert info.size is not None
-    # Twice the limit: the machines that tests run on are shared.
-    assert min(times) * 1000 < 2 * MOST_MILLISECONDS
+    info = inspect_checkpoint(path)
+    assert (info.missing, info.unexpected, info.misshapen) == ((), (), ())
+    assert info.size == path.stat().st_size > 100 * path.stat().st_blocks * 512
 
 
 def _sparse(state: dict[str, torch.Tensor], path: Path) -> None:
