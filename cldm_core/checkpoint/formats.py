@@ -59,8 +59,8 @@ class Format:
     """One kind of file.
 
     Of the signs (signs.py) every one of `every` must be there, at least one of `some` where there
-    are any, and none of `never`. `layout` says whose keys they are, unless
-    the file has diffusers' own. `advice` says what to do with a file that isn't for this pack.
+    are any, and none of `never`. `layout` says whose keys they are, unless the file has diffusers'
+    own. `advice` says what to do with a file that isn't for this pack.
     """
 
     name: str
