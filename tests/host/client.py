@@ -77,6 +77,16 @@ class HostClient:
         """Stop what runs now."""
         self.post("/interrupt", {})
 
+    def history(self, prompt_id: str) -> dict[str, Any]:
+        """The outputs of a prompt that has ended, by node; the host writes them after its end."""
+        deadline = time.monotonic() + self.timeout
+        while prompt_id not in (found := self.get(f"/history/{prompt_id}")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the prompt was not recorded in {self.timeout} s")
+            time.sleep(0.05)
+        outputs: dict[str, Any] = found[prompt_id]["outputs"]
+        return outputs
+
     def free(self) -> None:
         """Drop the cached outputs and unload the models, so that the next prompt starts fresh."""
         self.post("/free", {"unload_models": True, "free_memory": True})

@@ -39,7 +39,7 @@ def test_texts_come_with_every_run(client: HostClient) -> None:
     for _ in range(2):  # the second time from what the host remembers
         result = client.queue(loading())
         assert result.status == "success", result.message()
-        record = client.get(f"/history/{result.prompt_id}")[result.prompt_id]["outputs"]
+        record = client.history(result.prompt_id)
         assert record["1"]["text"][0].startswith("embedded model ControlNet")
         assert record["1"]["choice"] == ["embedded: canny"]
         assert result.texts("2")[0].startswith("kind: ControlNet\n")
