@@ -1,20 +1,13 @@
 """The nodes in the real hosts: several hints, refusals in sentences, settings, what they show."""
 
-import json
-import struct
-from typing import Any
-
 import pytest
 
 from ..cldm_core.samples import OTHERS
-from .client import HostClient
 
 BY_THE_HOST = (
     *("cascade", "flux", "flux_mistoline", "flux_xlabs", "hunyuan_dit", "qwen", "qwen_fun"),
     *("sd3", "sd35"),
 )
-TEXT_MESSAGE = 3
-"""The host's number for binary messages with a node's text."""
 
 
 def test_several_hints_are_the_core_s_own_result(case) -> None:
@@ -107,38 +100,3 @@ def test_inspect_tells_what_a_file_holds(case) -> None:
     lines = case("rest", "settings")["inspect"].splitlines()
     for fact in ("kind: ControlNet", "base: embedded model", "keys: cldm", "hint: 3 channels"):
         assert fact in lines
-
-
-def texts_shown(client: HostClient, prompt: dict[str, Any]) -> dict[str, str]:
-    """The texts that nodes show while a prompt runs, by node."""
-    client.connect()
-    submitted = client.submit(prompt)
-    assert submitted.status == "running", submitted.error
-    shown = {}
-    while True:
-        message = client._socket.recv()
-        if isinstance(message, bytes):
-            kind, length = struct.unpack(">II", message[:8])
-            if kind == TEXT_MESSAGE:
-                shown[message[8 : 8 + length].decode()] = message[8 + length :].decode()
-            continue
-        event = json.loads(message)
-        if event["data"].get("prompt_id") == submitted.prompt_id:
-            assert event["type"] not in ("execution_error", "execution_interrupted"), event
-            if event["type"] == "execution_success":
-                return shown
-
-
-def test_the_editor_is_sent_what_the_nodes_say(client: HostClient) -> None:
-    name = {"control_net_name": "embedded: canny"}
-    shown = texts_shown(
-        client,
-        {
-            "1": {"class_type": "CLDM_InspectControlNet", "inputs": name},
-            "2": {"class_type": "CLDM_LoadControlNet", "inputs": name},
-            "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 1]}},
-        },
-    )
-    assert "kind: ControlNet\n" in shown["1"]
-    assert "embedded model ControlNet, cldm keys" in shown["2"]
-    assert "Pooling: off." in shown["2"]

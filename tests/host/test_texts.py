@@ -41,6 +41,7 @@ def test_texts_come_with_every_run(client: HostClient) -> None:
         assert result.status == "success", result.message()
         record = client.history(result.prompt_id)
         assert record["1"]["text"][0].startswith("embedded model ControlNet")
+        assert "\nPooling: off, as the file says." in record["1"]["text"][0]
         assert record["1"]["choice"] == ["embedded: canny"]
         assert result.texts("2")[0].startswith("kind: ControlNet\n")
         assert result.texts("3")[0].startswith("Saved as sub/shown.safetensors\n")
