@@ -65,7 +65,7 @@ def mask_residuals(
 
     def over(slot: Slot, known: Sequence[Size | None]) -> Slot:
         return tuple(
-            None if item is None else _masked(item, mask, size)
+            None if item is None else masked(item, mask, size)
             for item, size in zip(slot, known, strict=True)
         )
 
@@ -76,7 +76,8 @@ def mask_residuals(
     )
 
 
-def _masked(item: Tensor, mask: Tensor, size: Size | None) -> Tensor:
+def masked(item: Tensor, mask: Tensor, size: Size | None = None) -> Tensor:
+    """One residual (B, C, h, w) times a mask (M, H, W); see mask_residuals for the rest."""
     if len({mask.shape[0], item.shape[0]} - {1}) > 1:
         raise ShapeError(
             f"{mask.shape[0]} masks were given for a batch of {item.shape[0]}: give one, or one "
@@ -96,8 +97,8 @@ def _masked_change(change: Change, mask: Tensor) -> Change:
     if not isinstance(change, LLLiteChange):
         raise ShapeError("A mask can be put on patches of ControlNet-LLLite only.")
 
-    def masked(x: Tensor) -> Tensor:
+    def changed(x: Tensor) -> Tensor:
         weights = resized(mask.to(x.device), change.grid(x.shape[1])).to(x.dtype)
         return x + change.delta(x) * weights.flatten(1)[:, :, None]
 
-    return masked
+    return changed

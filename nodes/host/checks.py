@@ -20,6 +20,9 @@ def unet_config_of(model: Any) -> UNetConfig:
     fields = {key: value for key, value in base.items() if key in _FIELDS and value is not None}
     if fields.get("num_head_channels", -1) != -1:
         fields["num_heads"] = -1
+    # The host lists the decoder's depths from the last block to the first.
+    depths = fields.get("transformer_depth_output", ())
+    fields["transformer_depth_output"] = tuple(reversed(depths))
     try:
         return UNetConfig.from_dict({"context_dim": None, **fields})
     except CldmError as error:

@@ -17,7 +17,15 @@ from torch import Tensor
 from ...cldm_core import Residuals, weigh
 from ...cldm_core.masks import mask_residuals, residual_sizes
 from .checks import check_model
-from .residuals import HostResiduals, conditional_only, merged, rows_of, spread, to_host
+from .residuals import (
+    HostResiduals,
+    conditional_only,
+    merged,
+    previous_control,
+    rows_of,
+    spread,
+    to_host,
+)
 from .shape import Shape
 
 
@@ -141,19 +149,15 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         x_noisy: (B, C, h, w), not yet scaled; t: the sigma of each row; cond: what the UNet gets
         besides.
         """
-        previous = None
-        if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(
-                x_noisy, t, cond, batched_number, transformer_options
-            )
+        previous = previous_control(self, x_noisy, t, cond, batched_number, transformer_options)
         if (
             self.timestep_range is not None
             and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]
         ):
-            return previous  # type: ignore[no-any-return]
-        strength = self.strength * self.shape.factor(float(t[0]), self.sigma_of)
+            return previous
+        strength = self.strength * self.shape.factor(t[0], self.sigma_of)
         if strength == 0:
-            return previous  # type: ignore[no-any-return]
+            return previous
         found = self._evaluate(x_noisy, t, cond, batched_number)
         place = Place(strength, x_noisy, batched_number, transformer_options)
         return merged(self._own(found, place), previous)

@@ -8,8 +8,8 @@ import comfy.controlnet
 from torch import Tensor
 
 from ...cldm_core import ShapeError
-from ...cldm_core.masks import resized
-from .residuals import HostResiduals, merged
+from ...cldm_core.masks import masked, resized
+from .residuals import HostResiduals, merged, previous_control
 from .shape import Shape
 
 
@@ -58,6 +58,14 @@ class HostForeign(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.sigma_of = None
         super().cleanup()
 
+    def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostForeign:
+        """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
+        other = HostForeign(self.inner.deepclone_multigpu(load_device), self.shape)
+        self.copy_to(other)
+        if autoregister:
+            self.multigpu_clones[load_device] = other
+        return other
+
     def get_control(
         self,
         x_noisy: Tensor,
@@ -67,14 +75,10 @@ class HostForeign(comfy.controlnet.ControlBase):  # type: ignore[misc]
         transformer_options: dict[str, Any],
     ) -> HostResiduals | None:
         """The control inside, shaped, and those before it in the chain."""
-        previous = None
-        if self.previous_controlnet is not None:
-            previous = self.previous_controlnet.get_control(
-                x_noisy, t, cond, batched_number, transformer_options
-            )
-        factor = self.shape.factor(float(t[0]), self.sigma_of)
+        previous = previous_control(self, x_noisy, t, cond, batched_number, transformer_options)
+        factor = self.shape.factor(t[0], self.sigma_of)
         if factor == 0:
-            return previous  # type: ignore[no-any-return]
+            return previous
         own = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         mask = self.shape.mask_for(x_noisy.shape[0], batched_number)
         return merged(own and _shaped(own, factor, mask, x_noisy), previous)
@@ -92,8 +96,7 @@ def _weighed(item: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
     if mask is None:
         return item
     if item.ndim == 4:
-        weights = resized(mask.to(item.device), (item.shape[2], item.shape[3]))
-        return item * weights.to(item.dtype)[:, None]
+        return masked(item, mask)
     if item.ndim == 3:
         weights = resized(mask.to(item.device), _token_grid(item.shape[1], x))
         return item * weights.to(item.dtype).flatten(1)[:, :, None]

@@ -42,6 +42,12 @@ def merged(control: HostResiduals | None, other: HostResiduals | None) -> HostRe
     }
 
 
+def previous_control(control: Any, *arguments: Any) -> HostResiduals | None:
+    """What the controls before this one in the chain give; the arguments are get_control's."""
+    previous = control.previous_controlnet
+    return None if previous is None else previous.get_control(*arguments)
+
+
 def _sums(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tensor | None]:
     # The host takes items from the end, so lists of different length are aligned there.
     length = max(len(first), len(second))

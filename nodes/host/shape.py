@@ -37,11 +37,11 @@ class Shape:
             check_mask(mask)
         return cls(Schedule.parse(schedule) if schedule.strip() else None, mask)
 
-    def factor(self, sigma: float, sigma_of: Callable[[float], float] | None) -> float:
+    def factor(self, sigma: Tensor, sigma_of: Callable[[float], float] | None) -> float:
         """What the strength is multiplied with at a step; `sigma_of` is the host's of a percent."""
         if self.schedule is None or sigma_of is None:
             return 1.0
-        return self.schedule.at(percent_of(sigma, sigma_of))
+        return self.schedule.at(percent_of(float(sigma), sigma_of))
 
     def mask_for(self, batch: int, batched_number: int) -> Tensor | None:
         """The mask in the order of a batch's rows."""

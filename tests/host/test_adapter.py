@@ -65,3 +65,42 @@ def test_what_the_adapter_makes_of_files(in_host: Callable[..., dict[str, Any]])
     assert found["sd2"] == [True, True, False, False, False]
     assert found["heads"] == 32
     assert any("Pooling: on, as the file says" in note for note in found["notes"])
+
+
+BASES = """
+import torch
+from dataclasses import replace
+from types import SimpleNamespace
+import comfy.model_detection
+checks, core = pack("nodes.host.checks"), pack("cldm_core")
+found = {}
+for name, config in {
+    "SD 1.5": core.SD15,
+    "SD 1.5 inpainting": replace(core.SD15, in_channels=9),
+    "SD 2.1": core.SD21,
+    "SDXL": core.SDXL,
+}.items():
+    with torch.device("meta"):
+        state = core.ControlledUNet(config).state_dict()
+    model = SimpleNamespace(model_config=comfy.model_detection.model_config_from_unet(state, ""))
+    base = checks.unet_config_of(model)
+    wanted, given = config.to_dict(), base.to_dict()
+    found[name] = {key: given[key] for key in wanted if given[key] != wanted[key]}
+    for other in (core.SD15, core.SD21, core.SDXL):
+        with torch.device("meta"):
+            net = core.ControlNet(core.ControlNetConfig(other))
+        try:
+            checks.check_model(net, model)
+            fits = True
+        except core.FamilyMismatch:
+            fits = False
+        assert fits == (other == replace(config, in_channels=4)), (name, other)
+report(**found)
+"""
+
+
+def test_the_host_s_own_description_of_public_models_is_understood(
+    in_host: Callable[..., dict[str, Any]],
+) -> None:
+    found = in_host(BASES)
+    assert found == {"SD 1.5": {}, "SD 1.5 inpainting": {}, "SD 2.1": {}, "SDXL": {}}
