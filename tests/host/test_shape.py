@@ -59,6 +59,9 @@ def test_schedules_and_masks_act_alike_on_every_net(run, loader) -> None:
     assert np.array_equal(run(loader(shaped(schedule="0: 0.5"))), half)
     assert np.array_equal(run(loader(masked(shaped(), 1.0))), plain)
     assert np.array_equal(run(loader(masked(shaped(), 0.0))), none)
+    windowed = run(loader(shaped(end_percent=0.5)))
+    assert np.array_equal(run(loader(shaped(schedule="0: 1 hold, 0.5: 0"))), windowed)
+    assert not np.array_equal(windowed, run(loader(shaped(start_percent=0.5))))
     fading = run(loader(shaped(schedule="0: 1, 1: 0")))
     assert not any(np.array_equal(fading, other) for other in (plain, none, half))
 
