@@ -28,7 +28,18 @@ from .ldm import ControlLDM
 from .lllite import ControlLLLite, LLLiteConfig
 from .low_rank import extract_control_lora
 from .matching import check_family
-from .residuals import Residuals, guess_mode_scales, merge, pool, weigh
+from .modes import block_weights, family_of, weights_for
+from .residuals import (
+    Residuals,
+    guess_mode_scales,
+    merge,
+    pool,
+    relative_change,
+    resample,
+    spread_rows,
+    weigh,
+    weigh_rows,
+)
 from .surgery import add_control, apply_difference, difference, merge_nets, transfer
 from .t2i_adapter import AdapterConfig, T2IAdapter
 from .unet import ControlledUNet
@@ -64,10 +75,12 @@ __all__ = [
     "UnsupportedCheckpoint",
     "add_control",
     "apply_difference",
+    "block_weights",
     "check_family",
     "convert",
     "difference",
     "extract_control_lora",
+    "family_of",
     "guess_mode_scales",
     "inspect_checkpoint",
     "load_control",
@@ -76,6 +89,11 @@ __all__ = [
     "merge",
     "merge_nets",
     "pool",
+    "relative_change",
+    "resample",
+    "spread_rows",
     "transfer",
     "weigh",
+    "weigh_rows",
+    "weights_for",
 ]
