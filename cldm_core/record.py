@@ -27,12 +27,31 @@ class BlockNorm:
     """How large the residual of one block was in one step.
 
     rms: over rows, channels and the picture. map: (h, w), the same for each place, at most
-    MAP_SIDE long; its mean square is the square of `rms` where the sizes divide. Pooled residuals
-    are 1x1.
+    MAP_SIDE long; its mean square is the square of `rms` where the sizes divide. size: (h, w) of
+    the residual itself; pooled ones are 1x1.
     """
 
     rms: float
     map: Array
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Square:
+    """The mean square of one residual, and its map; or sums of them over calls."""
+
+    mean: float
+    map: Array
+    size: tuple[int, int]
+
+    def plus(self, other: _Square) -> _Square:
+        grid = self.map + _in_size(other.map, self.map.shape)
+        return _Square(self.mean + other.mean, grid, self.size)
+
+    def norm(self, calls: int) -> BlockNorm:
+        return BlockNorm(
+            math.sqrt(self.mean / calls), np.sqrt(self.map / np.float32(calls)), self.size
+        )
 
 
 @dataclass(frozen=True)
@@ -72,38 +91,31 @@ class NetNorms:
 
 @dataclass
 class _Step:
-    """The sums over the calls of one step; squares: mean square and its map, by block."""
+    """The sums over the calls of one step; squares: by block."""
 
     sigma: float
     strength: float = 0.0
     calls: int = 0
     positive: bool = False
-    squares: dict[str, tuple[float, Array]] = field(default_factory=dict)
+    squares: dict[str, _Square] = field(default_factory=dict)
     off: str | None = None
 
-    def add(self, strength: float, squares: dict[str, tuple[float, Array]], positive: bool) -> None:
+    def add(self, strength: float, squares: dict[str, _Square], positive: bool) -> None:
         if self.calls and positive != self.positive:
             if self.positive:
                 return  # the negative side, sampled in a call of its own
             self.calls, self.strength, self.squares = 0, 0.0, {}
         self.positive, self.calls = positive, self.calls + 1
         self.strength += strength
-        for label, (square, grid) in squares.items():
-            if label in self.squares:
-                other_square, other = self.squares[label]
-                square, grid = other_square + square, other + _in_size(grid, other.shape)
-            self.squares[label] = square, grid
+        for label, square in squares.items():
+            sums = self.squares.get(label)
+            self.squares[label] = square if sums is None else sums.plus(square)
 
     def norms(self, step: int, labels: Sequence[str]) -> StepNorms:
         if not self.calls:
             return StepNorms(step, self.sigma, 0.0, {}, self.off)
         blocks = {
-            label: BlockNorm(
-                math.sqrt(self.squares[label][0] / self.calls),
-                np.sqrt(self.squares[label][1] / np.float32(self.calls)),
-            )
-            for label in labels
-            if label in self.squares
+            label: self.squares[label].norm(self.calls) for label in labels if label in self.squares
         }
         return StepNorms(step, self.sigma, self.strength / self.calls, blocks)
 
@@ -198,24 +210,25 @@ def _places(residuals: Residuals) -> Iterator[tuple[str, Tensor]]:
 
 def _mean_squares(
     residuals: Residuals, rows: Sequence[bool] | None, size: tuple[int, int] | None
-) -> dict[str, tuple[float, Array]]:
-    """For each block the mean square, and a map (h, w) of it."""
-    found: list[tuple[str, tuple[int, int]]] = []
+) -> dict[str, _Square]:
+    """The mean square of each block."""
+    found: list[tuple[str, torch.Size, torch.Size]] = []
     parts: list[Tensor] = []
     for label, item in _places(residuals):
         chosen = item.detach() if rows is None else _rows_of(item.detach(), rows)
         squares = _as_picture(chosen, size).float().square().mean(dim=(0, 1))
-        small = F.adaptive_avg_pool2d(squares[None], _small(squares.shape[-2:]))[0]
-        found.append((label, (small.shape[0], small.shape[1])))
+        small = F.adaptive_avg_pool2d(squares[None], _small(squares.shape))[0]
+        found.append((label, squares.shape, small.shape))
         parts += [squares.mean()[None], small.flatten()]
     if not parts:
         return {}
     # One transfer for all blocks: each would wait for the GPU.
     flat: Array = torch.cat(parts).cpu().numpy()
     result, at = {}, 0
-    for label, (height, width) in found:
-        end = at + 1 + height * width
-        result[label] = float(flat[at]), flat[at + 1 : end].reshape(height, width).copy()
+    for label, (height, width), shape in found:
+        end = at + 1 + shape.numel()
+        grid = flat[at + 1 : end].reshape(shape).copy()
+        result[label] = _Square(float(flat[at]), grid, (height, width))
         at = end
     return result
 
