@@ -3,6 +3,7 @@
 It knows no host, no annotator, no folder convention and no global device.
 """
 
+from .block_text import blocks_text, parse_blocks
 from .checkpoint import (
     CheckpointInfo,
     convert,
@@ -24,6 +25,7 @@ from .errors import (
     UnknownControlType,
     UnsupportedCheckpoint,
 )
+from .frames import FrameCurve
 from .ldm import ControlLDM
 from .lllite import ControlLLLite, LLLiteConfig
 from .low_rank import extract_control_lora
@@ -40,6 +42,7 @@ from .residuals import (
     weigh,
     weigh_rows,
 )
+from .schedule import Schedule
 from .surgery import add_control, apply_difference, difference, merge_nets, transfer
 from .t2i_adapter import AdapterConfig, T2IAdapter
 from .unet import ControlledUNet
@@ -63,9 +66,11 @@ __all__ = [
     "ControlledUNet",
     "DamagedCheckpoint",
     "FamilyMismatch",
+    "FrameCurve",
     "LLLiteConfig",
     "NoiseSchedule",
     "Residuals",
+    "Schedule",
     "ShapeError",
     "T2IAdapter",
     "UNetConfig",
@@ -76,6 +81,7 @@ __all__ = [
     "add_control",
     "apply_difference",
     "block_weights",
+    "blocks_text",
     "check_family",
     "convert",
     "difference",
@@ -88,6 +94,7 @@ __all__ = [
     "load_unet",
     "merge",
     "merge_nets",
+    "parse_blocks",
     "pool",
     "relative_change",
     "resample",

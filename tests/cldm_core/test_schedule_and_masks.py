@@ -34,11 +34,28 @@ from .seeded import seeded_module, seeded_tensor
         ("0: 0 ease_out\n1: 1", [0, 0.75, 1]),
         ("0: 0 cosine, 1: 1,", [0, 0.5, 1]),
         ("0:2, .5:-1 hold, 1:3", [2, -1, 3]),
+        ("1, 0.8, 0", [1, 0.8, 0]),
+        ("1; 0", [1, 0.5, 0]),
+        ("0, 1, 0, 1, 0", [0, 0, 0]),
+        ("0.3", [0.3, 0.3, 0.3]),
+        ("0: 2.5e-1, 1: 1E0", [0.25, 0.625, 1]),
     ],
 )
 def test_a_schedule_from_text(text: str, values: list[float]) -> None:
     schedule = Schedule.parse(text)
     assert [schedule.at(position) for position in (0, 0.5, 1)] == pytest.approx(values)
+
+
+def test_a_list_is_spread_evenly_over_the_sampling() -> None:
+    schedule = Schedule.of([1, 0, 1, 0.5])
+    assert [keyframe.position for keyframe in schedule.keyframes] == [0, 1 / 3, 2 / 3, 1]
+    assert schedule == Schedule.parse("1, 0, 1, 0.5")
+    assert Schedule.of([0.7]).at(0.9) == 0.7
+
+
+def test_an_empty_list_is_no_schedule() -> None:
+    with pytest.raises(CldmError, match="needs at least one keyframe"):
+        Schedule.of([])
 
 
 @pytest.mark.parametrize("easing", EASINGS)
@@ -57,6 +74,9 @@ def test_every_way_starts_at_its_keyframe_and_ends_at_the_next(easing: str) -> N
         ("0: 1, 0: 2", "The keyframes are at 0, 0: put them in order"),
         ("0.6: 1, 0.5: 2", "The keyframes are at 0.6, 0.5: put them in order"),
         ("1.5: 1", "A keyframe is at 1.5, expected a share of the sampling from 0 to 1"),
+        ("1, 0.5: 0.8", "'1' is no keyframe: .* or nothing but numbers"),
+        ("1, 1, two", "'two' is no keyframe"),
+        (f"{'9' * 400}, 1", "expected a finite number"),
         ("0: 1 wobble, 1: 0", "goes on by 'wobble', expected one of linear, hold"),
         (f"0: {'9' * 400}", "expected a finite number"),
     ],
