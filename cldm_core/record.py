@@ -120,6 +120,23 @@ class _Step:
         return StepNorms(step, self.sigma, self.strength / self.calls, blocks)
 
 
+@dataclass
+class _Net:
+    """One net while it is recorded."""
+
+    name: str
+    net: str
+    steps: dict[int, _Step] = field(default_factory=dict)
+
+    def norms(self) -> NetNorms:
+        seen = {label for step in self.steps.values() for label in step.squares}
+        labels = tuple(sorted(seen, key=_depth))
+        steps = sorted(self.steps.items())
+        return NetNorms(
+            self.name, self.net, labels, tuple(step.norms(at, labels) for at, step in steps)
+        )
+
+
 class ControlRecord:
     """Filled in while sampling, one call for each net and model call; read by the sheets.
 
@@ -127,7 +144,7 @@ class ControlRecord:
     """
 
     def __init__(self) -> None:
-        self._nets: dict[tuple[str, str, Hashable], dict[int, _Step]] = {}
+        self._nets: dict[tuple[str, Hashable], _Net] = {}
 
     def begin(self) -> None:
         """A new sampling starts: the last one is forgotten."""
@@ -174,22 +191,14 @@ class ControlRecord:
         self._at(name, net, key, step, sigma).off = reason
 
     def _at(self, name: str, net: str, key: Hashable, step: float, sigma: float) -> _Step:
-        steps = self._nets.setdefault((name, net, key), {})
+        steps = self._nets.setdefault((name, key), _Net(name, net)).steps
         # Steps are found by sigmas in float32: a hair before a step is that step.
         return steps.setdefault(math.floor(step + 1e-3), _Step(sigma))
 
     @property
     def nets(self) -> tuple[NetNorms, ...]:
         """What was recorded, a net each, in the order in which they first came."""
-        return tuple(_net_norms(name, net, steps) for (name, net, _), steps in self._nets.items())
-
-
-def _net_norms(name: str, net: str, steps: dict[int, _Step]) -> NetNorms:
-    seen = {label for step in steps.values() for label in step.squares}
-    labels = tuple(sorted(seen, key=_depth))
-    return NetNorms(
-        name, net, labels, tuple(step.norms(at, labels) for at, step in sorted(steps.items()))
-    )
+        return tuple(net.norms() for net in self._nets.values())
 
 
 def _depth(label: str) -> tuple[int, int]:
