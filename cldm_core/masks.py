@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from .config import UNetConfig
 from .errors import ShapeError
-from .lllite import LLLiteChange
-from .projections import Change, Patch
-from .residuals import Residuals, Slot
+from .projections import Addition, Patch, weigh_patch
+from .residuals import Residuals, Slot, resampled
 
 Size = tuple[int, int]
 
@@ -33,10 +31,7 @@ def resized(mask: Tensor, size: Size) -> Tensor:
 
     Where it grows it is interpolated.
     """
-    smaller = size[0] <= mask.shape[1] and size[1] <= mask.shape[2]
-    if smaller:
-        return F.interpolate(mask[:, None], size, mode="area")[:, 0]
-    return F.interpolate(mask[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return resampled(mask[:, None], size)[:, 0]
 
 
 def residual_sizes(config: UNetConfig, height: int, width: int) -> tuple[Size, ...]:
@@ -90,15 +85,9 @@ def masked(item: Tensor, mask: Tensor, size: Size | None = None) -> Tensor:
 def mask_patch(patch: Patch, mask: Tensor) -> Patch:
     """A ControlNet-LLLite's patch that acts where the mask (M, H, W) in [0, 1] says."""
     check_mask(mask)
-    return {path: _masked_change(change, mask) for path, change in patch.items()}
 
+    def weights(addition: Addition, x: Tensor) -> Tensor:
+        grid = addition.grid(x.shape[1])
+        return resized(mask.to(x.device), grid).to(x.dtype).flatten(1)[:, :, None]
 
-def _masked_change(change: Change, mask: Tensor) -> Change:
-    if not isinstance(change, LLLiteChange):
-        raise ShapeError("A mask can be put on patches of ControlNet-LLLite only.")
-
-    def changed(x: Tensor) -> Tensor:
-        weights = resized(mask.to(x.device), change.grid(x.shape[1])).to(x.dtype)
-        return x + change.delta(x) * weights.flatten(1)[:, :, None]
-
-    return changed
+    return weigh_patch(patch, weights)

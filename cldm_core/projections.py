@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from functools import partial
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from .config import UNetConfig
-from .errors import CldmError, FamilyMismatch
+from .errors import CldmError, FamilyMismatch, ShapeError
 
 Kind = Literal["input", "middle", "output"]
 AttentionName = Literal["attn1", "attn2"]
@@ -118,6 +119,68 @@ def by_attention(patch: Patch) -> dict[tuple[Kind, int, int, AttentionName], dic
         key = (place.kind, place.block, place.transformer, place.attention)
         found.setdefault(key, {})[place.role] = change
     return found
+
+
+@runtime_checkable
+class Addition(Protocol):
+    """A change that adds something to the input, as those of ControlNet-LLLite do."""
+
+    def delta(self, x: Tensor) -> Tensor:
+        """What is added to x (B, N, channels)."""
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        """The rows and columns of so many tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class Weighed:
+    """An addition times weights (B or 1, N or 1, 1), which may depend on the input."""
+
+    addition: Addition
+    weights: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The new input for x (B, N, channels)."""
+        return x + self.delta(x)
+
+    def delta(self, x: Tensor) -> Tensor:
+        return self.addition.delta(x) * self.weights(x)
+
+    def grid(self, tokens: int) -> tuple[int, int]:
+        return self.addition.grid(tokens)
+
+
+def weigh_patch(patch: Patch, weights: Callable[[Addition, Tensor], Tensor]) -> Patch:
+    """A patch whose additions are multiplied with `weights(addition, x)`, at each input x.
+
+    Raises CldmError for a change that is no addition.
+    """
+    weighed: dict[str, Change] = {}
+    for path, change in patch.items():
+        if not isinstance(change, Addition):
+            raise CldmError(
+                f"The patch of {path} doesn't say what it adds, so it can have no mask and no "
+                f"weights: that is for patches of ControlNet-LLLite."
+            )
+        weighed[path] = Weighed(change, partial(weights, change))
+    return weighed
+
+
+def weigh_patch_rows(patch: Patch, factors: Tensor) -> Patch:
+    """A patch whose additions have one factor for each row of the batch; factors: (B,).
+
+    Raises CldmError as `weigh_patch`, and ShapeError where an input has another batch.
+    """
+
+    def weights(_: Addition, x: Tensor) -> Tensor:
+        if factors.shape != x.shape[:1]:
+            raise ShapeError(
+                f"Factors of shape {tuple(factors.shape)} were given for a batch of {x.shape[0]}: "
+                f"give one for each row."
+            )
+        return factors.to(x)[:, None, None]
+
+    return weigh_patch(patch, weights)
 
 
 @contextmanager

@@ -6,11 +6,17 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from controlnet_pack.cldm_core import CldmError
 from controlnet_pack.cldm_core.block_text import PRESETS, blocks_text, parse_blocks
 
 COUNTS = (4, 7, 10, 13)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
+    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def test_the_text_is_short() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-@settings(deadline=None, database=None)
+@settings(deadline=None)
 def test_every_weight_comes_back_to_the_last_bit(weights: list[float]) -> None:
     back = parse_blocks(blocks_text(weights), len(weights))
     assert [value.hex() for value in back] == [float(value).hex() for value in weights]
@@ -105,7 +111,7 @@ def test_every_weight_comes_back_to_the_last_bit(weights: list[float]) -> None:
     st.integers(-20, 20),
     st.randoms(),
 )
-@settings(deadline=None, database=None)
+@settings(deadline=None)
 def test_parts_mean_the_same_in_any_order(
     blocks: dict[int, int], rest: int, shuffle: random.Random
 ) -> None:

@@ -1,6 +1,7 @@
 """Strength over the sampling, and where in the picture a control acts: pure functions."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from controlnet_pack.cldm_core import (
 from controlnet_pack.cldm_core.config import SD15, SDXL
 from controlnet_pack.cldm_core.lllite import ControlLLLite, LLLiteConfig, LLLiteModuleConfig
 from controlnet_pack.cldm_core.masks import mask_patch, mask_residuals, residual_sizes, resized
+from controlnet_pack.cldm_core.projections import Patch, weigh_patch_rows
 from controlnet_pack.cldm_core.schedule import EASINGS, Keyframe, Schedule
 
 from .seeded import seeded_module, seeded_tensor
@@ -153,14 +155,20 @@ def test_published_families_have_their_counts() -> None:
     assert len(residual_sizes(SDXL, 128, 128)) == 10
 
 
-def test_a_mask_on_patches_of_an_lllite_keeps_the_rest_as_it_is() -> None:
-    path = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    config = LLLiteConfig((LLLiteModuleConfig(path, 64, 1, 32, 16),))
-    net = seeded_module(ControlLLLite, config, 1)
-    unet = seeded_module(ControlledUNet, TINY, 2)
-    x, context = seeded_tensor((1, 4, 8, 8), "x", 3), seeded_tensor((1, 3, 128), "context", 3)
+PATH = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+
+
+@cache
+def patch_of_an_lllite() -> Patch:
+    net = seeded_module(ControlLLLite, LLLiteConfig((LLLiteModuleConfig(PATH, 64, 1, 32, 16),)), 1)
     hint = seeded_tensor((1, 3, 64, 64), "hint", 3).clamp(0, 1)
-    (patch,) = net(x, None, torch.zeros(1), context, hint=hint)
+    (patch,) = net(torch.zeros(1, 4, 8, 8), None, torch.zeros(1), None, hint=hint)
+    return patch
+
+
+def test_a_mask_on_patches_of_an_lllite_keeps_the_rest_as_it_is() -> None:
+    unet, patch = seeded_module(ControlledUNet, TINY, 2), patch_of_an_lllite()
+    x, context = seeded_tensor((1, 4, 8, 8), "x", 3), seeded_tensor((1, 3, 128), "context", 3)
     plain = unet(x, torch.zeros(1), context)
     for value, expected in ((1.0, unet(x, torch.zeros(1), context, patches=[patch])), (0.0, plain)):
         masked = mask_patch(patch, torch.full((1, 64, 64), value))
@@ -168,6 +176,40 @@ def test_a_mask_on_patches_of_an_lllite_keeps_the_rest_as_it_is() -> None:
     half = torch.zeros(1, 64, 64)
     half[:, :32] = 1
     tokens = seeded_tensor((1, 64, 64), "tokens", 3)
-    changed = mask_patch(patch, half)[path](tokens) != tokens
+    changed = mask_patch(patch, half)[PATH](tokens) != tokens
     assert changed[:, :32].any()
     assert not changed[:, 32:].any()
+
+
+def test_a_patch_of_an_lllite_has_a_factor_for_each_row() -> None:
+    change, tokens = patch_of_an_lllite()[PATH], seeded_tensor((3, 64, 64), "tokens", 3)
+    factors = torch.tensor([1.0, 0.0, 0.5])
+    weighed = weigh_patch_rows(patch_of_an_lllite(), factors)[PATH](tokens)
+    assert torch.equal(weighed[0], change(tokens)[0])
+    assert torch.equal(weighed[1], tokens[1])
+    assert torch.allclose(weighed[2], (tokens[2] + change(tokens)[2]) / 2, atol=1e-6)
+    assert torch.equal(factors, torch.tensor([1.0, 0.0, 0.5])), "what was given is left as it is"
+
+
+def test_rows_and_mask_of_a_patch_go_together_in_any_order() -> None:
+    patch, tokens = patch_of_an_lllite(), seeded_tensor((2, 64, 64), "tokens", 3)
+    factors, mask = torch.tensor([1.0, 0.5]), torch.rand(1, 8, 8)
+    first = mask_patch(weigh_patch_rows(patch, factors), mask)[PATH](tokens)
+    second = weigh_patch_rows(mask_patch(patch, mask), factors)[PATH](tokens)
+    assert torch.allclose(first, second, atol=1e-6)
+    assert not torch.equal(first, mask_patch(patch, mask)[PATH](tokens))
+
+
+def test_factors_of_another_batch_are_told() -> None:
+    weighed = weigh_patch_rows(patch_of_an_lllite(), torch.ones(3))
+    with pytest.raises(ShapeError, match=r"shape \(3,\) were given for a batch of 2"):
+        weighed[PATH](torch.zeros(2, 64, 64))
+
+
+def test_a_patch_that_does_not_say_what_it_adds_is_refused() -> None:
+    for weigh in (
+        lambda patch: mask_patch(patch, torch.ones(1, 8, 8)),
+        lambda patch: weigh_patch_rows(patch, torch.ones(1)),
+    ):
+        with pytest.raises(CldmError, match="doesn't say what it adds"):
+            weigh({PATH: torch.sin})
