@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .annotate import ANNOTATOR_NODES
-from .apply import ApplyControlNet, PatchModel
-from .load import InspectControlNet, LoadControlNet, LoadTinyModel
-from .surgery import ExtractControlLora, MergeControlNets, SaveControlNet, TransferControlNet
-from .union import AddUnionHint, SetControlType
+from .contract import CONTROL, EMBEDDED, complaint, lacking
 
-NODES: list[type[io.ComfyNode]] = [
-    LoadControlNet,
-    LoadTinyModel,
-    InspectControlNet,
-    SetControlType,
-    AddUnionHint,
-    ApplyControlNet,
-    PatchModel,
-    MergeControlNets,
-    TransferControlNet,
-    ExtractControlLora,
-    SaveControlNet,
-    *ANNOTATOR_NODES,
-]
+Nodes = list[type[io.ComfyNode]]
+
+
+def control_nodes() -> Nodes:
+    """The nodes around control nets."""
+    from .apply import ApplyControlNet, PatchModel
+    from .load import InspectControlNet, LoadControlNet
+    from .options import OPTION_NODES
+    from .surgery import ExtractControlLora, MergeControlNets, SaveControlNet, TransferControlNet
+    from .union import AddUnionHint, SetControlType
+
+    return [
+        LoadControlNet,
+        InspectControlNet,
+        SetControlType,
+        AddUnionHint,
+        ApplyControlNet,
+        PatchModel,
+        *OPTION_NODES,
+        MergeControlNets,
+        TransferControlNet,
+        ExtractControlLora,
+        SaveControlNet,
+    ]
+
+
+def embedded_nodes() -> Nodes:
+    """The node of the demo model."""
+    from .tiny import LoadTinyModel
+
+    return [LoadTinyModel]
+
+
+PARTS = (
+    (CONTROL, "the nodes around control nets are", control_nodes),
+    (EMBEDDED, "Load Tiny Demo Model is", embedded_nodes),
+)
+"""What needs which names of the host."""
+
+
+def all_nodes() -> Nodes:
+    """Every node that this host can have; says in one line what it can't, and why."""
+    found: Nodes = []
+    for names, what, nodes in PARTS:
+        missing = lacking(names)
+        if missing:
+            logging.getLogger("controlnet_cldm").error(complaint(missing, what))
+        else:
+            found += nodes()
+    return [*found, *ANNOTATOR_NODES]
 
 
 class Extension(ComfyExtension):
     """What the pack adds to the host."""
 
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+    async def get_node_list(self) -> Nodes:
+        return all_nodes()

@@ -10,7 +10,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..annotators import ANNOTATORS, Annotator
-from .apply import CATEGORY
+from .texts import CATEGORY
 
 
 def annotated(annotator: Annotator, image: Tensor, **params: int) -> Tensor:

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from .host import HostControl, HostForeign, Shape, check_conditioning, patch_model
+from .host import (
+    NEGATIVE,
+    POSITIVE,
+    SIDE,
+    Applied,
+    HostControl,
+    HostForeign,
+    Settings,
+    check_conditioning,
+    mask_of,
+    patch_model,
+    schedule_of,
+)
+from .texts import CATEGORY
 
-CATEGORY = "ControlNet-CLDM"
+OPTIONS = "CLDM_CONTROL_OPTIONS"
+
+MODES = {
+    "balanced": "balanced",
+    "my prompt is more important": "prompt",
+    "ControlNet is more important": "control",
+}
+FITS = {
+    "crop": ("crop", "auto"),
+    "stretch": ("stretch", "auto"),
+    "fill": ("fill", "auto"),
+    "as ComfyUI": ("crop", "nearest"),
+}
 
 
 def strength_inputs() -> list[io.Input]:
@@ -43,6 +69,31 @@ def strength_inputs() -> list[io.Input]:
     ]
 
 
+def mode_inputs() -> list[io.Input]:
+    """What weighs more, and how the hint is fitted."""
+    return [
+        io.Combo.Input(
+            "mode",
+            options=[*MODES],
+            default="balanced",
+            optional=True,
+            tooltip="balanced: as trained. my prompt is more important: fine details of the hint "
+            "weigh less. ControlNet is more important: the same, and the negative prompt goes "
+            "without control, which also saves its share of the time.",
+        ),
+        io.Combo.Input(
+            "fit",
+            options=[*FITS],
+            default="crop",
+            optional=True,
+            tooltip="How a hint of another shape is fitted. crop: covers the picture, the rest is "
+            "cut off. stretch: changes its proportions. fill: all of it is seen, borders are "
+            "filled. as ComfyUI: cropped, and enlarged without smoothing as ComfyUI's own nodes "
+            "do.",
+        ),
+    ]
+
+
 def shape_inputs() -> list[io.Input]:
     """How it acts over the sampling and over the picture."""
     return [
@@ -50,15 +101,21 @@ def shape_inputs() -> list[io.Input]:
             "schedule",
             default="",
             optional=True,
-            tooltip="Factors of the strength over the noise schedule, such as 0: 1, 0.5: 0.4, "
-            "1: 0. Behind a pair may stand how it goes on: linear, hold, ease_in, ease_out or "
-            "cosine. Empty is 1 throughout.",
+            tooltip="Factors of the strength over the sampling, such as 0: 1, 0.5: 0.4, 1: 0. "
+            "Behind a pair may stand how it goes on: linear, hold, ease_in, ease_out or cosine. "
+            "Numbers alone, as 1, 0.8, 0, are spread evenly. Empty is 1 throughout.",
         ),
         io.Mask.Input(
             "mask",
             optional=True,
             tooltip="Where in the picture the control acts: white fully, black not at all. A "
             "batch gives one mask to each picture.",
+        ),
+        *mode_inputs(),
+        io.Custom(OPTIONS).Input(
+            "options",
+            optional=True,
+            tooltip="From Control Weights, Control Timing or Control Speed, in any order.",
         ),
     ]
 
@@ -76,27 +133,51 @@ def hint_input() -> io.Input:
     )
 
 
+def settings_of(
+    schedule: str, mask: Tensor | None, mode: str, fit: str, options: Settings | None
+) -> Settings:
+    """What the inputs of an apply node say, together with the options' nodes."""
+    how, resampling = FITS[fit]
+    return replace(
+        options or Settings(),
+        mode=MODES[mode],
+        fit=how,
+        resampling=resampling,
+        schedule=schedule_of(schedule),
+        mask=mask_of(mask),
+    )
+
+
 def with_hint(
     control_net: Any,
     image: Tensor,
     strength: float,
     window: tuple[float, float],
-    shape: Shape,
+    settings: Settings,
+    node: str | None = None,
     vae: Any = None,
 ) -> Any:
-    """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1]."""
+    """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1].
+
+    node: the id of the node that shows what was applied.
+    """
     if window[0] > window[1]:
         raise ValueError(
             f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
             f"the first or raise the second."
         )
     control = control_net.copy()
-    if isinstance(control, HostControl):
-        control.check_settings()
-        control.shape = shape
-    elif not shape.changes_nothing:
-        control = HostForeign(control, shape)
+    if not isinstance(control, HostControl):
+        control = HostForeign(control)
+    control.settings = settings
+    control.applied = Applied(control.title, node)
+    control.check_settings()
     return control.set_cond_hint(image.movedim(-1, 1), strength, window, vae=vae)
+
+
+def node_id(node: type[io.ComfyNode]) -> str | None:
+    """The id of a node that runs in a graph."""
+    return node.hidden.unique_id if node.hidden else None
 
 
 class ApplyControlNet(io.ComfyNode):
@@ -129,6 +210,7 @@ class ApplyControlNet(io.ComfyNode):
                 ),
                 *shape_inputs(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Conditioning.Output(
                     display_name="positive", tooltip="The prompt with the control on it."
@@ -152,25 +234,29 @@ class ApplyControlNet(io.ComfyNode):
         vae: Any = None,
         schedule: str = "",
         mask: Tensor | None = None,
+        mode: str = "balanced",
+        fit: str = "crop",
+        options: Settings | None = None,
     ) -> io.NodeOutput:
         if isinstance(control_net, HostControl):
             check_conditioning(control_net.net, [*positive, *negative])
+        settings = settings_of(schedule, mask, mode, fit, options)
         if strength == 0:
             return io.NodeOutput(positive, negative)
-        window, shape = (start_percent, end_percent), Shape.of(schedule, mask)
-        base = with_hint(control_net, image, strength, window, shape, vae)
+        window = (start_percent, end_percent)
+        base = with_hint(control_net, image, strength, window, settings, node_id(cls), vae)
         # One object for both sides and for each chain before it: the host batches rows only of the
         # same object.
         controls: dict[int, Any] = {}
         return io.NodeOutput(
             *(
-                [controlled(entry, base, controls) for entry in side]
-                for side in (positive, negative)
+                [controlled(entry, base, controls, side) for entry in entries]
+                for side, entries in ((POSITIVE, positive), (NEGATIVE, negative))
             )
         )
 
 
-def controlled(entry: list[Any], base: Any, controls: dict[int, Any]) -> list[Any]:
+def controlled(entry: list[Any], base: Any, controls: dict[int, Any], side: str) -> list[Any]:
     """One [text, options] entry with `base` in front of the control that it already has."""
     text, options = entry
     previous = options.get("control")
@@ -178,7 +264,8 @@ def controlled(entry: list[Any], base: Any, controls: dict[int, Any]) -> list[An
         control = base.copy()
         control.set_previous_controlnet(previous)
         controls[id(previous)] = control
-    return [text, {**options, "control": controls[id(previous)], "control_apply_to_uncond": False}]
+    control = controls[id(previous)]
+    return [text, {**options, "control": control, "control_apply_to_uncond": False, SIDE: side}]
 
 
 class PatchModel(io.ComfyNode):
@@ -201,6 +288,7 @@ class PatchModel(io.ComfyNode):
                 *strength_inputs(),
                 *shape_inputs(),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the control in it.")
             ],
@@ -217,6 +305,9 @@ class PatchModel(io.ComfyNode):
         end_percent: float,
         schedule: str = "",
         mask: Tensor | None = None,
+        mode: str = "balanced",
+        fit: str = "crop",
+        options: Settings | None = None,
     ) -> io.NodeOutput:
         if not isinstance(control_net, HostControl):
             raise ValueError(
@@ -224,6 +315,7 @@ class PatchModel(io.ComfyNode):
                 "takes such nets: use that, or load the file with Load ControlNet (CLDM) if it is "
                 "for SD 1.5, 2.1 or SDXL."
             )
-        window, shape = (start_percent, end_percent), Shape.of(schedule, mask)
-        control = with_hint(control_net, image, strength, window, shape)
+        settings = settings_of(schedule, mask, mode, fit, options)
+        window = (start_percent, end_percent)
+        control = with_hint(control_net, image, strength, window, settings, node_id(cls))
         return io.NodeOutput(model if strength == 0 else patch_model(model, control))

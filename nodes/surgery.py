@@ -17,10 +17,9 @@ from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
 from ..cldm_core.surgery import merged
 from ..cldm_core.weights import TWIN_PARTS
-from .apply import CATEGORY
 from .host import HostControl, as_control, new_controlnet_path
 from .host.weights import model_weights
-from .texts import shows_text, text_result
+from .texts import CATEGORY, shows_text, text_result
 
 SURGERY = f"{CATEGORY}/weights"
 AS_LOADED = "as loaded"

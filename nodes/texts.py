@@ -1,4 +1,4 @@
-"""Texts on a node: what a result carries for web/show_text.js to show."""
+"""What nodes show: where they are listed, and texts in them (web/show_text.js)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from comfy_api.v0_0_2 import io
+
+CATEGORY = "ControlNet-CLDM"
 
 
 def text_result(*outputs: Any, text: str, choice: str | None = None) -> io.NodeOutput:

@@ -8,8 +8,9 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..cldm_core.union import control_type_names
-from .apply import CATEGORY, hint_input
+from .apply import hint_input
 from .host import HostUnion
+from .texts import CATEGORY
 
 ALL_TYPES = 8
 ONLY_PROMAX = ("tile", "repaint")

@@ -1,7 +1,8 @@
 // Shows what a node of this pack has to say in a read-only box on the node.
 //
 // A node's result carries {"text": [...]}, which the host sends to the editor that queued it, and
-// {"choice": [...]} where the text is about a chosen file. The text is kept in the node's
+// {"choice": [...]} where the text is about a chosen file. Apply nodes have nothing to say before the
+// sampler has run: what was applied comes as a message of its own. The text is kept in the node's
 // properties, so that it is there again after a reload; it is no widget value and no input.
 
 import { api } from "../../scripts/api.js"
@@ -80,6 +81,22 @@ function receive(node, output) {
     show(node, [].concat(output.text).join("\n\n"))
 }
 
+// A node of the open graph; ids of nodes inside of subgraphs are paths, such as 12:3.
+function find(id) {
+    let graph = app.graph
+    let node = null
+    for (const part of String(id).split(":")) {
+        node = graph?.getNodeById(Number.isNaN(Number(part)) ? part : Number(part))
+        graph = node?.subgraph
+    }
+    return node
+}
+
+function receiveApplied({ detail }) {
+    const node = find(detail.node)
+    if (node && ours(node)) show(node, detail.text)
+}
+
 // Older hosts send nothing for a node whose result they had already, but keep it in their history.
 async function fillFromHistory(promptId) {
     const empty = (app.graph?._nodes ?? []).filter((n) => ours(n) && !n.properties[PROPERTY])
@@ -99,6 +116,7 @@ app.registerExtension({
     name: "CLDM.ShowText",
 
     setup() {
+        api.addEventListener("cldm_applied", receiveApplied)
         api.addEventListener("execution_success", ({ detail }) => fillFromHistory(detail.prompt_id))
     },
 

@@ -6,6 +6,7 @@ they are used.
 
 from __future__ import annotations
 
+from .applied import Applied
 from .checks import check_conditioning, unet_config_of
 from .control import HostControl, patcher_for
 from .files import (
@@ -20,24 +21,32 @@ from .files import (
 from .foreign import HostForeign
 from .kinds import HostBound, HostLLLite, HostUnion
 from .model_door import patch_model
-from .shape import Shape
+from .rows import NEGATIVE, POSITIVE, SIDE
+from .settings import Settings, frames_of, mask_of, schedule_of
 
 __all__ = [
+    "NEGATIVE",
+    "POSITIVE",
+    "SIDE",
+    "Applied",
     "HostBound",
     "HostControl",
     "HostForeign",
     "HostLLLite",
     "HostUnion",
     "Loaded",
-    "Shape",
+    "Settings",
     "as_control",
     "check_conditioning",
     "controlnet_files",
     "controlnet_path",
+    "frames_of",
     "load_control",
     "log",
+    "mask_of",
     "new_controlnet_path",
     "patch_model",
     "patcher_for",
+    "schedule_of",
     "unet_config_of",
 ]

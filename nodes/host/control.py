@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
-import comfy.utils
 import torch
-from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
-from ...cldm_core import Residuals, weigh
-from ...cldm_core.masks import mask_residuals, residual_sizes
-from .checks import check_model
-from .residuals import (
-    HostResiduals,
-    conditional_only,
-    merged,
-    previous_control,
-    rows_of,
-    spread,
-    to_host,
-)
-from .shape import Shape
+from ...cldm_core import Residuals
+from ...cldm_core.checkpoint.describe import base_name
+from ...cldm_core.hints import HINT_SCALE
+from ...cldm_core.masks import residual_sizes
+from .checks import check_model, unet_config_of
+from .clock import Moment
+from .hints import Encoded, Hints, distinct_areas, fitted
+from .residuals import HostResiduals, spread
+from .sizes import follow_blocks
+from .steered import Call, Place, Steered
 
 
 def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
@@ -48,182 +42,143 @@ class Origin(NamedTuple):
     dtype: torch.dtype
 
 
-class Place(NamedTuple):
-    """Where a net's part of the control goes: strength of the step, latents, prompts in the batch.
-
-    `options` go on to the UNet and may be added to.
-    """
-
-    strength: float
-    x: Tensor
-    batched_number: int
-    options: dict[str, Any]
-
-
-class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
+class HostControl(Steered):
     """A CONTROL_NET around a ControlNet or a T2I-Adapter; other families override a method or two.
 
-    Copies share the net and its patcher. What belongs to one sampling (hint features, the model's
-    schedule) is set in `pre_run` and dropped when the sampling ends, also by an interrupt or an
-    error.
+    Copies share the net and its patcher.
     """
 
     def __init__(self, patcher: Any, compute_type: torch.dtype) -> None:
         super().__init__()
         self.patcher = patcher
         self.compute_type = compute_type
-        self.shape = Shape()
         self.source: Origin | None = None
         self.model_sampling: Any = None
-        self.sigma_of: Any = None
-        self.features: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+        self.model_config: Any = None
+        self.encoded = Encoded()
 
     @property
     def net(self) -> Any:
         """The net of the core."""
         return self.patcher.model
 
-    def copy(self) -> HostControl:
-        """The same net with settings of its own; the host's apply nodes call this."""
-        other = type(self)(self.patcher, self.compute_type)
-        self._copy_to(other)
-        return other
+    @property
+    def title(self) -> str:
+        name = self.source.name if self.source else type(self.net).__name__
+        return f"{name}: {type(self.net).__name__} for {base_name(self.net.config)}"
 
-    def _copy_to(self, other: HostControl) -> None:
-        self.copy_to(other)
-        other.shape, other.source = self.shape, self.source
-
-    def get_models(self) -> list[Any]:
-        """What the host must have on the device before it samples."""
-        return [*super().get_models(), self.patcher]
-
-    def check_settings(self) -> None:
-        """Raises CldmError where something is missing without which the net can't be applied."""
-
-    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
-        """Called once per sampling, before its first step; refuses a model of another family."""
-        self.check_settings()
-        check_model(self.net, model)
-        super().pre_run(model, percent_to_timestep_function)
-        self.features.clear()
-        self.model_sampling = model.model_sampling
-        self.sigma_of = percent_to_timestep_function
-        self._cleanup_with(getattr(model, "current_patcher", None))
-
-    def _cleanup_with(self, patcher: Any) -> None:
-        """Has the sampled model call `_drop` when its sampling ends.
-
-        The host calls `cleanup` at a normal end only. Hooks on the conditioning would do as well,
-        but newer hosts then load the base model a second time.
-        """
-        if patcher is None:  # somebody samples without the host's sampler
-            return
-        key = f"controlnet_cldm_{id(self)}"
-
-        def drop(cleaned: Any) -> None:
-            cleaned.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)
-            self._drop()
-
-        patcher.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, key)
-        patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, drop)
-
-    def _drop(self) -> None:
-        super().cleanup()
-        self.model_sampling = self.sigma_of = None
-        self.features.clear()
-
-    def cleanup(self) -> None:
-        """Drops what belongs to one sampling."""
-        self._drop()
-
-    def get_control(
-        self,
-        x_noisy: Tensor,
-        t: Tensor,
-        cond: dict[str, Any],
-        batched_number: int,
-        transformer_options: dict[str, Any],
-    ) -> HostResiduals | None:
-        """Residuals of this net and of those before it in the chain, in the host's form.
-
-        x_noisy: (B, C, h, w), not yet scaled; t: the sigma of each row; cond: what the UNet gets
-        besides.
-        """
-        previous = previous_control(self, x_noisy, t, cond, batched_number, transformer_options)
-        if (
-            self.timestep_range is not None
-            and not self.timestep_range[1] <= t[0] <= self.timestep_range[0]
-        ):
-            return previous
-        strength = self.strength * self.shape.factor(t[0], self.sigma_of)
-        if strength == 0:
-            return previous
-        found = self._evaluate(x_noisy, t, cond, batched_number)
-        place = Place(strength, x_noisy, batched_number, transformer_options)
-        return merged(self._own(found, place), previous)
-
-    def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int) -> Any:
-        """What the net makes of the latents."""
-        dtype = self.compute_type
-        context = cond.get("crossattn_controlnet", cond["c_crossattn"]).to(x.device, dtype)
-        y = cond.get("y")
-        return self.net(
-            self.model_sampling.calculate_input(t, x).to(dtype),
-            self._features(x, batched_number),
-            self.model_sampling.timestep(t).to(dtype),
-            context,
-            None if y is None else y.to(dtype),
-        )
-
-    def _own(self, found: Residuals, place: Place) -> HostResiduals | None:
-        """This net's part of the control."""
-        if self.pooled:
-            # The author's advice for such nets (README of ControlNet 1.1, shuffle).
-            found = conditional_only(found, place.options, place.batched_number)
-        found = weigh(found, place.strength)
-        mask = self.shape.mask_for(place.x.shape[0], place.batched_number)
-        if mask is not None:
-            height, width = place.x.shape[-2:]
-            known = residual_sizes(self.net.unet_config, height, width) if self.pooled else None
-            found = mask_residuals(found, mask, known)
-        return to_host(found)
+    @property
+    def only_positive(self) -> bool:
+        # Pooled nets by their author's advice (README of ControlNet 1.1, shuffle).
+        return self.settings.only_positive or self.pooled
 
     @property
     def pooled(self) -> bool:
         """Whether the net's residuals are averaged over the picture."""
         return bool(getattr(self.net.config, "global_average_pooling", False))
 
-    def _features(self, x: Tensor, batched_number: int) -> Any:
-        """The encoded hints for latents x, computed once per sampling, size and hint."""
-        hints = self._hints()
-        height, width = (side * self.compression_ratio for side in x.shape[-2:])
-        count = max(1, x.shape[0] // batched_number)  # the host uses as many hints as pictures
-        key = (height, width, count, x.device)
-        # Packs that work in tiles put another hint in between two steps.
-        if key not in self.features or not _same(self.features[key][0], hints):
-            fitted = {
-                name: self._fitted(hint[:count], width, height).to(x.device, self.compute_type)
-                for name, hint in hints.items()
-            }
-            self.features[key] = (hints, self._encode(fitted))
-        most = max(min(count, hint.shape[0]) for hint in hints.values())
-        return spread(self.features[key][1], rows_of(most, x.shape[0], batched_number))
+    def copy(self) -> HostControl:
+        """The same net with settings of its own; the host's apply nodes call this."""
+        other = type(self)(self.patcher, self.compute_type)
+        self.copy_to(other)
+        return other
 
-    def _hints(self) -> dict[Any, Tensor]:
-        """The hints (B, C, H, W) in [0, 1], by their type where the net knows types."""
-        return {None: self.cond_hint_original}
+    def copy_to(self, other: Any) -> None:
+        """Gives another control the same settings."""
+        super().copy_to(other)
+        other.source = self.source
 
-    def _fitted(self, hint: Tensor, width: int, height: int) -> Tensor:
-        """The hint in the size that the latents need, as the host fits it."""
-        # SDXL's T2I-Adapters look at squares of 16 pixels.
-        multiple = getattr(self.net.config, "unshuffle", 1)
-        width, height = (-(-side // multiple) * multiple for side in (width, height))
-        fitted: Tensor = comfy.utils.common_upscale(
-            self._channels(hint), width, height, self.upscale_algorithm, "center"
+    def get_models(self) -> list[Any]:
+        """What the host must have on the device before it samples."""
+        return [*super().get_models(), self.patcher]
+
+    def check_settings(self) -> None:
+        self.settings.weights(self.net)
+
+    def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
+        """Called once per sampling, before its first step; refuses a model of another family."""
+        self.check_settings()
+        check_model(self.net, model)
+        super().pre_run(model, percent_to_timestep_function)
+        self.encoded.clear()
+        self.model_sampling = model.model_sampling
+        self.model_config = unet_config_of(model)
+        self.weights = self.settings.weights(self.net)
+        if self.applied is not None:
+            self.applied.weights = self.weights
+
+    def _drop(self) -> None:
+        super()._drop()
+        self.model_sampling = self.model_config = None
+        self.encoded.clear()
+
+    def _prepare(self, call: Call) -> None:
+        if self.model_config is not None:
+            follow_blocks(call.options, call.cond, residual_sizes(self.model_config, *call.size))
+
+    def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
+        found = self._found(call, place, now)
+        sizes = residual_sizes(self.net.unet_config, *call.size) if self.pooled else None
+        return self._shaped(found, call, place, now, self.weights, sizes)
+
+    def _computed(self, call: Call, place: Place) -> Residuals:
+        dtype = self.compute_type
+        rows = None if place.whole else torch.tensor(place.rows, device=call.x.device)
+
+        def chosen(item: Tensor) -> Tensor:
+            return item if rows is None else item[rows.to(item.device)]
+
+        x, t = chosen(call.x), chosen(call.t)
+        context = call.cond.get("crossattn_controlnet", call.cond["c_crossattn"])
+        y = call.cond.get("y")
+        # In bfloat16 there is no number between 896 and 900: whole steps would fall together.
+        times = torch.float32 if dtype == torch.bfloat16 else dtype
+        return self.net(  # type: ignore[no-any-return]
+            self.model_sampling.calculate_input(t, x).to(dtype),
+            self._features(call, place),
+            self.model_sampling.timestep(t).to(times),
+            chosen(context).to(x.device, dtype),
+            None if y is None else chosen(y).to(dtype),
         )
-        return fitted
 
-    def _encode(self, hints: dict[Any, Tensor]) -> Any:
+    def _features(self, call: Call, place: Place) -> Any:
+        """The encoded hints of the rows, computed once per sampling, size, area and hint."""
+        batch, device = place.batch, call.x.device
+        hints = self._hints_for(call)
+        count = {kind: min(hint.shape[0], batch.total) for kind, hint in hints.items()}
+
+        def encode() -> Any:
+            return self._encode(
+                {
+                    kind: fitted(
+                        self._channels(hint[: count[kind]]),
+                        batch,
+                        call.size,
+                        self.settings,
+                        # SDXL's T2I-Adapters look at squares of 16 pixels.
+                        getattr(self.net.config, "unshuffle", 1),
+                    ).to(device, self.compute_type)
+                    for kind, hint in hints.items()
+                }
+            )
+
+        areas = distinct_areas(batch)
+        key = (call.size, areas, batch.total, device, self.compute_type)
+        most = max(count.values())
+        return spread(self.encoded.get(hints, key, encode), _places(place, areas, most))
+
+    def _hints_for(self, call: Call) -> Hints:
+        """The hints, or what a pack that works in tiles has put in the place of the picture."""
+        tile, size = self.cond_hint, tuple(HINT_SCALE * side for side in call.size)
+        if tile is not None and tuple(tile.shape[2:]) == size:
+            return self._hints(tile)
+        return self._hints(self.cond_hint_original)
+
+    def _hints(self, hint: Tensor) -> Hints:
+        """The hints (B, C, H, W) in [0, 1], by their type where the net knows types."""
+        return {None: hint}
+
+    def _encode(self, hints: Hints) -> Any:
         (hint,) = hints.values()
         return self.net.encode_hint(hint)
 
@@ -246,11 +201,16 @@ class HostControl(comfy.controlnet.ControlBase):  # type: ignore[misc]
         other = type(self)(
             patcher_for(copy.deepcopy(self.patcher.model), load_device), self.compute_type
         )
-        self._copy_to(other)
+        self.copy_to(other)
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other
 
 
-def _same(first: dict[Any, Tensor], second: dict[Any, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(first[k] is second[k] for k in first)
+def _places(place: Place, areas: Sequence[Any], count: int) -> list[int]:
+    """Which of the encoded hints each row gets: `count` for each area, from the first again."""
+    prompts = place.batch.prompts
+    return [
+        areas.index(None if (row := prompts[prompt]) is None else row.area) * count + frame % count
+        for prompt, frame in (place.batch.place(number) for number in place.rows)
+    ]

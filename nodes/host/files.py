@@ -66,14 +66,19 @@ class HostAttention:
 
 
 def load_control(
-    path: Path, *, pooling: bool | None = None, head_channels: int | None = None
+    path: Path,
+    *,
+    pooling: bool | None = None,
+    head_channels: int | None = None,
+    precision: torch.dtype | None = None,
 ) -> Loaded:
     """The control net of a file as a CONTROL_NET.
 
     Families of this pack come in types and layers by the host's own rules, all others from the
     host's own loader. pooling: whether residuals are averaged over the picture; None takes what the
     file's metadata says, else goes by the name as the host does. head_channels: of the attentions'
-    heads; None goes by the family's rule. Raises CldmError.
+    heads; None goes by the family's rule. precision: in which the net is kept and computed; None
+    leaves it to the host. Raises CldmError.
     """
     checkpoint = read(path)
     kind = recognise(inner(checkpoint.tensors))
@@ -82,31 +87,39 @@ def load_control(
     config = None
     if head_channels is not None:
         config = controlnet_config_of(checkpoint, head_channels=head_channels)
-    control = as_control(checkpoint, config)
+    control = as_control(checkpoint, config, precision)
     pooled = _pool(control, path, pooling, stored_pooling(checkpoint))
     notes = (*pooled, f"Computed in {_type_name(control.compute_type)}.")
     log.info("Loaded %s.", path.name)
     return Loaded(control, notes)
 
 
-def as_control(source: Checkpoint, config: Any = None) -> HostControl:
+def as_control(
+    source: Checkpoint, config: Any = None, precision: torch.dtype | None = None
+) -> HostControl:
     """The control net of a checkpoint as a CONTROL_NET; config None reads it from the checkpoint.
 
-    Raises CldmError.
+    precision: as in load_control. Raises CldmError.
     """
     device = comfy.model_management.get_torch_device()
     # The host keeps 8-bit weights narrow; those with scales have to be multiplied out first.
     scaled = is_scaled(source.tensors)
-    stored = comfy.model_management.unet_dtype(
+    bound = FAMILIES[contents(source)[0].name].bound
+    if bound and precision is not None:
+        raise CldmError(
+            f"{source.name} builds upon the base model's weights and computes in their type: set "
+            f"precision to auto."
+        )
+    stored = precision or comfy.model_management.unet_dtype(
         model_params=-1,
         supported_dtypes=list(SUPPORTED_TYPES),
         weight_dtype=torch.float16 if scaled else comfy.utils.weight_dtype(source.tensors),
     )
-    cast = comfy.model_management.unet_manual_cast(stored, device)
+    cast = None if precision else comfy.model_management.unet_manual_cast(stored, device)
     layers = comfy.ops.pick_operations(stored, cast)
     attention = HostAttention()
     # A net upon a base adds in its file's type, as in the host, and casts when it computes.
-    dtype = None if FAMILIES[contents(source)[0].name].bound else stored
+    dtype = None if bound else stored
     net = load_net(source, config=config, dtype=dtype, ops=layers, attention=attention)
     if _is_sd2(getattr(net, "unet_config", None)):
         # As in the host: half precision overflows in SD 2.x's attention.

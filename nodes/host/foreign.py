@@ -1,36 +1,47 @@
-"""CONTROL_NETs of the host's own loader, with this pack's schedule and mask."""
+"""CONTROL_NETs of the host's own loader, with this pack's settings."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import comfy.controlnet
 from torch import Tensor
 
-from ...cldm_core import ShapeError
+from ...cldm_core import CldmError, Residuals, ShapeError
+from ...cldm_core.block_text import parse_blocks
 from ...cldm_core.masks import masked, resized
-from .residuals import HostResiduals, merged, previous_control
-from .shape import Shape
+from ...cldm_core.residuals import map_residuals
+from .clock import Moment
+from .residuals import HostResiduals, from_host
+from .settings import BALANCED, Settings
+from .steered import Call, Place, Size, Steered
 
 
-class HostForeign(comfy.controlnet.ControlBase):  # type: ignore[misc]
-    """A control of the host around which schedule and mask are put; the rest is its own affair."""
+class HostForeign(Steered):
+    """A control of the host around which this pack's settings are put; the rest is its own affair.
 
-    def __init__(self, inner: Any, shape: Shape) -> None:
+    It computes all rows and fits its hint as the host does.
+    """
+
+    leaves_out_rows = False
+
+    def __init__(self, inner: Any) -> None:
         super().__init__()
         self.inner = inner
-        self.shape = shape
-        self.sigma_of: Any = None
+
+    @property
+    def title(self) -> str:
+        return f"a net of ComfyUI's own loader: {type(self.inner).__name__}"
 
     def copy(self) -> HostForeign:
         """The same net with settings of its own."""
-        other = HostForeign(self.inner.copy(), self.shape)
+        other = HostForeign(self.inner.copy())
         self.copy_to(other)
         return other
 
-    def set_cond_hint(self, *args: Any, **options: Any) -> HostForeign:
-        """Hint, strength and window, for the control inside."""
-        self.inner.set_cond_hint(*args, **options)
+    def set_cond_hint(self, hint: Any, strength: float, window: Any, **options: Any) -> HostForeign:
+        """Hint and window for the control inside; the strength is put on by this one."""
+        super().set_cond_hint(hint, strength, window)
+        self.inner.set_cond_hint(hint, 1.0, (0.0, 1.0), **options)
         return self
 
     def get_models(self) -> list[Any]:
@@ -46,59 +57,60 @@ class HostForeign(comfy.controlnet.ControlBase):  # type: ignore[misc]
         own = self.inner.inference_memory_requirements(dtype)
         return own + super().inference_memory_requirements(dtype)
 
+    def check_settings(self) -> None:
+        check_foreign(self.settings)
+
     def pre_run(self, model: Any, percent_to_timestep_function: Any) -> None:
         """Called once per sampling, before its first step."""
         super().pre_run(model, percent_to_timestep_function)
         self.inner.pre_run(model, percent_to_timestep_function)
-        self.sigma_of = percent_to_timestep_function
 
-    def cleanup(self) -> None:
-        """Drops what belongs to one sampling."""
+    def _drop(self) -> None:
         self.inner.cleanup()
-        self.sigma_of = None
-        super().cleanup()
+        super()._drop()
 
     def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostForeign:
         """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
-        other = HostForeign(self.inner.deepclone_multigpu(load_device), self.shape)
+        other = HostForeign(self.inner.deepclone_multigpu(load_device))
         self.copy_to(other)
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other
 
-    def get_control(
-        self,
-        x_noisy: Tensor,
-        t: Tensor,
-        cond: dict[str, Any],
-        batched_number: int,
-        transformer_options: dict[str, Any],
-    ) -> HostResiduals | None:
-        """The control inside, shaped, and those before it in the chain."""
-        previous = previous_control(self, x_noisy, t, cond, batched_number, transformer_options)
-        factor = self.shape.factor(t[0], self.sigma_of)
-        if factor == 0:
-            return previous
-        own = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
-        mask = self.shape.mask_for(x_noisy.shape[0], batched_number)
-        return merged(own and _shaped(own, factor, mask, x_noisy), previous)
+    def _computed(self, call: Call, place: Place) -> Residuals:
+        found = self.inner.get_control(call.x, call.t, call.cond, call.prompts, call.options)
+        return from_host(found or {})
+
+    def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
+        found = self._found(call, place, now)
+        return self._shaped(found, call, place, now, self._weights_of(found), None)
+
+    def _weights_of(self, found: Residuals) -> tuple[float, ...] | None:
+        """The user's weights for as many residuals as the net gave."""
+        if not self.settings.blocks.strip():
+            return None
+        inputs = sum(item is not None for item in found.input)
+        return parse_blocks(self.settings.blocks, inputs + len(found.output) + len(found.middle))
+
+    def _masked(self, found: Residuals, mask: Tensor, call: Call, sizes: Any) -> Residuals:
+        return map_residuals(lambda item: _masked(item, mask, call.size), found)
 
 
-def _shaped(control: HostResiduals, factor: float, mask: Tensor | None, x: Tensor) -> HostResiduals:
-    """The control times factor and mask, in tensors of its own."""
-    return {
-        slot: [None if item is None else _weighed(item * factor, mask, x) for item in items]
-        for slot, items in control.items()
-    }
+def check_foreign(settings: Settings) -> None:
+    """Raises CldmError for a mode that has no weights for nets of other families."""
+    if settings.mode != BALANCED and not settings.blocks.strip():
+        raise CldmError(
+            "This net was loaded by ComfyUI's own loader, and nobody defines soft weights for its "
+            "family: choose balanced, or give weights of your own with Control Weights."
+        )
 
 
-def _weighed(item: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
-    if mask is None:
-        return item
+def _masked(item: Tensor, mask: Tensor, size: Size) -> Tensor:
+    """A residual, of pictures or of tokens, times the mask."""
     if item.ndim == 4:
         return masked(item, mask)
     if item.ndim == 3:
-        weights = resized(mask.to(item.device), _token_grid(item.shape[1], x))
+        weights = resized(mask.to(item.device), _token_grid(item.shape[1], size))
         return item * weights.to(item.dtype).flatten(1)[:, :, None]
     raise ShapeError(
         f"A mask can't be put on this control net: its residuals have the shape "
@@ -106,9 +118,9 @@ def _weighed(item: Tensor, mask: Tensor | None, x: Tensor) -> Tensor:
     )
 
 
-def _token_grid(tokens: int, x: Tensor) -> tuple[int, int]:
+def _token_grid(tokens: int, size: Size) -> Size:
     """Rows and columns of a transformer's picture tokens, one for each 1x1 or 2x2 latents."""
-    height, width = x.shape[-2:]
+    height, width = size
     for patch in (2, 1):
         grid = (-(-height // patch), -(-width // patch))
         if grid[0] * grid[1] == tokens:

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cldm_core import CldmError, UnknownControlType
+from ...cldm_core import CldmError, Residuals, UnknownControlType
 from ...cldm_core.control_lora import BoundControlNet
 from ...cldm_core.lllite import ControlLLLite
 from ...cldm_core.masks import mask_patch
-from ...cldm_core.projections import Patch, by_attention
+from ...cldm_core.projections import Patch, by_attention, weigh_patch_rows
 from ...cldm_core.union import UnionControlNet, control_type_names, control_type_number
-from .control import HostControl, Place
+from .clock import Moment
+from .control import HostControl
+from .hints import Hints
 from .residuals import HostResiduals
+from .steered import Call, Place
 from .weights import BaseModelWeights
 
 TYPE = "control_type"
@@ -46,6 +49,7 @@ class HostUnion(HostControl):
         return control_type_number(kind, self.net.config.control_types)
 
     def check_settings(self) -> None:
+        super().check_settings()
         types = self.extra_args.get(TYPE, [])
         count = self.net.config.control_types
         known = ", ".join(control_type_names(count)) or f"0 to {count - 1}"
@@ -66,12 +70,12 @@ class HostUnion(HostControl):
         channels: int = self.net.config.controlnet.hint_channels
         return channels
 
-    def _hints(self) -> dict[Any, Tensor]:
+    def _hints(self, hint: Tensor) -> Hints:
         (number,) = self.extra_args[TYPE]
-        more = {kind: hint for kind, (hint, _) in self.extra_args.get(MORE, {}).items()}
-        return {number: self.cond_hint_original, **more}
+        more = {kind: other for kind, (other, _) in self.extra_args.get(MORE, {}).items()}
+        return {number: hint, **more}
 
-    def _encode(self, hints: dict[Any, Tensor]) -> Any:
+    def _encode(self, hints: Hints) -> Any:
         scales = {k: scale for k, (_, scale) in self.extra_args.get(MORE, {}).items() if scale != 1}
         return self.net.encode_hint(hints, scales=scales or None)
 
@@ -103,22 +107,31 @@ class HostBound(HostControl):
 class HostLLLite(HostControl):
     """A ControlNet-LLLite: no residuals, but patches on the attentions of the rows it is for."""
 
-    def _evaluate(self, x: Tensor, t: Tensor, cond: dict[str, Any], batched_number: int) -> Any:
-        return self._features(x, batched_number)
+    leaves_out_rows = False
 
-    def _own(self, found: Any, place: Place) -> HostResiduals | None:
-        patches: tuple[Patch, ...] = self.net(place.x, found, None, None, strength=place.strength)
-        mask = self.shape.mask_for(place.x.shape[0], place.batched_number)
+    @property
+    def may_wait(self) -> bool:
+        return False  # the UNet reads its patches when it begins
+
+    def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
+        features = self._features(call, place)
+        patches: tuple[Patch, ...] = self.net(call.x, features, None, None, strength=place.strength)
+        if any(factor != 1 for factor in place.factors):
+            factors = torch.tensor(place.factors)
+            patches = tuple(weigh_patch_rows(patch, factors) for patch in patches)
+        mask = self.settings.mask_for(place.batch, place.rows)
         if mask is not None:
             patches = tuple(mask_patch(patch, mask) for patch in patches)
         # The dictionaries may be the model's own, so what is added goes into copies.
-        options = place.options
+        options = call.options
         own = {name: list(items) for name, items in options.get("patches", {}).items()}
         for patch in patches:
             view = by_attention(patch)
             for attention in ("attn1", "attn2"):
                 own.setdefault(f"{attention}_patch", []).append(_patch(view, attention))
         options["patches"] = own
+        if self.record is not None:
+            self.record.note(**self._label(now), strength=place.strength, residuals=Residuals())
         return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .checks import check_model
 from .control import HostControl
 from .residuals import HostResiduals, merged
+from .rows import row_wrappers
 
 
 def patch_model(model: Any, control: HostControl) -> Any:
@@ -31,14 +32,21 @@ def patch_model(model: Any, control: HostControl) -> Any:
         **kwargs: Any,
     ) -> Tensor:
         options = dict(transformer_options)  # the control may add patches to it
-        rows = len(options.get("cond_or_uncond", [0]))
-        own = control.get_control(x, t, {"c_crossattn": c_crossattn, **kwargs}, rows, options)
-        out: Tensor = executor(x, t, c_concat, c_crossattn, merged(own, other), options, **kwargs)
+        prompts = len(options.get("cond_or_uncond", [0]))
+        call = {"c_crossattn": c_crossattn, **kwargs}
+        own = control.get_control(x, t, call, prompts, options)
+        call["control"] = merged(own, other)
+        out: Tensor = executor(x, t, c_concat, c_crossattn, call["control"], options, **kwargs)
         return out
 
     def pre_run(patcher: Any) -> None:
         control.pre_run(patcher.model, patcher.model.model_sampling.percent_to_sigma)
 
+    for kind, by_key in row_wrappers().items():
+        for name, wrappers in by_key.items():
+            patched.remove_wrappers_with_key(kind, name)  # of another control
+            for wrapper in wrappers:
+                patched.add_wrapper_with_key(kind, name, wrapper)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, apply)
     patched.set_additional_models(key, control.get_models())
     patched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, key, pre_run)

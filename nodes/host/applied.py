@@ -1,0 +1,133 @@
+"""What was applied while the host sampled, told by the node that applied it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .clock import Moment
+
+EVENT = "cldm_applied"
+"""The message to the editor: `node` and `text`."""
+
+
+@dataclass
+class Counts:
+    """What happened in one sampling.
+
+    steps: at which the net acted; last: how many there are; rows: `on` and `off`.
+    """
+
+    steps: set[int] = field(default_factory=set)
+    last: int = 0
+    computed: int = 0
+    reused: int = 0
+    rows: Counter[str] = field(default_factory=Counter)
+    drift: list[float] = field(default_factory=list)
+    clocks: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the net took."""
+        return sum(_between(start, end) for start, end in self.clocks)
+
+
+class Applied:
+    """The report of one node, shared by the copies of a control that it made.
+
+    title: name and family of the net; node: the node's id, None outside of a graph; weights: of the
+    blocks, None where all are 1.
+    """
+
+    def __init__(self, title: str, node: str | None = None) -> None:
+        self.title = title
+        self.node = node
+        self.weights: tuple[float, ...] | None = None
+        self.counts = Counts()
+
+    def begin(self) -> None:
+        """A new sampling starts."""
+        self.counts = Counts()
+
+    @contextmanager
+    def timing(self, device: torch.device) -> Iterator[None]:
+        """Adds the time that what is inside takes; on a GPU without waiting for it."""
+        start = _now(device)
+        yield
+        self.counts.clocks.append((start, _now(device)))
+
+    def note(self, now: Moment, acting: int, rows: int) -> None:
+        """A call in which `acting` of its rows got something; none of none outside of the window."""
+        counts = self.counts
+        counts.last = now.steps
+        counts.rows["on"] += acting
+        counts.rows["off"] += rows - acting
+        if now.step is not None and acting:
+            counts.steps.add(now.step)
+
+    def text(self) -> str:
+        """What was applied, in a few lines."""
+        counts = self.counts
+        lines = [self.title]
+        if counts.last:
+            where = f" ({_ranges(sorted(counts.steps))})" if counts.steps else ""
+            lines.append(f"steps: on at {len(counts.steps)} of {counts.last}{where}")
+        if self.weights is not None:
+            lines.append(f"weights of {len(self.weights)} blocks: {_listed(self.weights)}")
+        if counts.rows["off"]:
+            lines.append(
+                f"rows: {counts.rows['on']} with control, {counts.rows['off']} left out and not "
+                f"computed"
+            )
+        if counts.reused:
+            drift = f", drift {100 * max(counts.drift):.1f} % at most" if counts.drift else ""
+            lines.append(f"computed {counts.computed} times, used again {counts.reused}{drift}")
+        lines.append(f"time in the net: {counts.seconds:.2f} s")
+        return "\n".join(lines)
+
+    def send(self) -> None:
+        """Shows the text on the node, in the editor that queued the prompt."""
+        if self.node is None:
+            return
+        from server import PromptServer
+
+        server = getattr(PromptServer, "instance", None)
+        if server is not None:
+            data = {"node": self.node, "text": self.text()}
+            server.send_sync(EVENT, data, server.client_id)
+
+
+def _now(device: torch.device) -> Any:
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    if isinstance(start, float):
+        return float(end) - start
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Steps counted from 1, as 1-5, 8."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{a + 1}" if a == b else f"{a + 1}-{b + 1}" for a, b in parts)
+
+
+def _listed(weights: Sequence[float]) -> str:
+    return ", ".join(f"{weight:.3g}" for weight in weights)

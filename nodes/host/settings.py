@@ -1,0 +1,117 @@
+"""How a control acts: its mode, over the blocks, the sampling, the pictures and the place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...cldm_core import CldmError, FrameCurve, Schedule
+from ...cldm_core.block_text import parse_blocks
+from ...cldm_core.fitting import crop_hint
+from ...cldm_core.hints import HINT_SCALE
+from ...cldm_core.masks import check_mask, resized
+from ...cldm_core.modes import weights_for
+from .rows import NEGATIVE, Batch
+
+TIMESTEPS, STEPS = "timesteps", "steps"
+BALANCED, PROMPT, CONTROL = "balanced", "prompt", "control"
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What Apply sets beside strength and window; by default nothing.
+
+    mode: of cldm_core.modes; curve: of the soft weights, `auto` for the family's own; blocks:
+    weights of the blocks as text, in place of the curve; schedule: factors of the strength; unit:
+    what window and schedule are shares of; frames: factors of the pictures of a batch; mask:
+    (M, H, W) in [0, 1], one or one for each picture; fit and resampling: of cldm_core.fitting;
+    reuse: for how many steps residuals are used once they are computed.
+    """
+
+    mode: str = BALANCED
+    curve: str = "auto"
+    blocks: str = ""
+    schedule: Schedule | None = None
+    unit: str = TIMESTEPS
+    frames: FrameCurve | None = None
+    mask: Tensor | None = None
+    fit: str = "crop"
+    resampling: str = "auto"
+    reuse: int = 1
+
+    def __post_init__(self) -> None:
+        if self.mask is not None:
+            check_mask(self.mask)
+
+    @property
+    def only_positive(self) -> bool:
+        """Whether the negative side goes without."""
+        return self.mode == CONTROL
+
+    def weights(self, net: Any) -> tuple[float, ...] | None:
+        """Weights of a net's residuals, None where all are 1; raises CldmError for a net without.
+
+        Where the user gives weights they replace those of the mode, as in stable-diffusion-webui.
+        """
+        if self.mode == BALANCED and not self.blocks.strip():
+            return None
+        soft = weights_for(net, self.mode, self.curve)
+        if not self.blocks.strip():
+            return soft
+        if not soft:
+            raise CldmError(
+                "This net adds to the attention and not to blocks, so it takes no block weights: "
+                "leave the text of Control Weights empty."
+            )
+        return parse_blocks(self.blocks, len(soft))
+
+    def factors(self, batch: Batch, *, only_positive: bool) -> list[float]:
+        """What each row's control is multiplied with; 0 where it gets none.
+
+        Rows whose side nobody knows get it in full.
+        """
+        of_frames = self.frames.factors(batch.total) if self.frames else (1.0,) * batch.total
+        sides = batch.sides
+        return [
+            0.0 if only_positive and sides[row] == NEGATIVE else of_frames[batch.place(row)[1]]
+            for row in range(len(batch))
+        ]
+
+    def mask_for(self, batch: Batch, rows: Sequence[int]) -> Tensor | None:
+        """The mask (1 or rows, H, W) of these rows, cut to their areas."""
+        if self.mask is None:
+            return None
+        places = [batch.place(row) for row in rows]
+        count = self.mask.shape[0]
+        if not any(batch.areas):
+            return self.mask if count == 1 else self.mask[[frame % count for _, frame in places]]
+        return torch.cat(
+            [self._cut(frame % count, batch.prompts[prompt]) for prompt, frame in places]
+        )
+
+    def _cut(self, index: int, row: Any) -> Tensor:
+        """The part (1, h, w) of one mask that lies over a row's area."""
+        mask: Tensor = self.mask[index : index + 1]  # type: ignore[index]
+        if row.area is None:
+            return mask
+        height, width = (side * HINT_SCALE for side in row.size)
+        return crop_hint(resized(mask, (height, width))[:, None], row.area)[:, 0]
+
+
+def mask_of(mask: Tensor | None) -> Tensor | None:
+    """The host's MASK, which has its batch's dimension or not, as (M, H, W)."""
+    return mask[None] if mask is not None and mask.ndim == 2 else mask
+
+
+def schedule_of(text: str) -> Schedule | None:
+    """The schedule of a node's text, None for an empty one; raises CldmError."""
+    return Schedule.parse(text) if text.strip() else None
+
+
+def frames_of(text: str) -> FrameCurve | None:
+    """The factors of a node's text, None for an empty one; raises CldmError."""
+    return FrameCurve.parse(text) if text.strip() else None
