@@ -223,7 +223,7 @@ def _curve(canvas: Canvas, points: Sequence[Point], colour: str, zero: float, hi
 
 def _lanes(canvas: Canvas, layout: Layout, nets: Sequence[Net]) -> None:
     """For each net a bar, coloured where it was on and hatched where it was off."""
-    canvas.text(layout.lanes._replace(left=MARGIN, width=GUTTER - 10), "on", 13, DIM, "right")
+    canvas.text(layout.lanes._replace(left=MARGIN, width=GUTTER - 18), "on", 13, DIM, "right")
     for index, net in enumerate(nets):
         lane = layout.lanes._replace(top=layout.lanes.top + index * LANE + 2, height=LANE - 4)
         for off, group in groupby(net.norms.steps, key=lambda step: step.off is not None):
@@ -253,8 +253,8 @@ def _marked(steps: Sequence[int]) -> list[int]:
 def _axis(canvas: Canvas, layout: Layout, steps: dict[int, float]) -> None:
     places = sorted(steps)
     top = layout.axis.top
-    canvas.text(Box(MARGIN, top + 4, GUTTER - 10, 20), "step", 14, DIM, "right")
-    canvas.text(Box(MARGIN, top + 26, GUTTER - 10, 18), "sigma", 13, DIM, "right")
+    canvas.text(Box(MARGIN, top + 4, GUTTER - 18, 20), "step", 14, DIM, "right")
+    canvas.text(Box(MARGIN, top + 26, GUTTER - 18, 18), "sigma", 13, DIM, "right")
     for step in _marked(places):
         x = layout.x(step)
         for panel in (layout.strength, layout.rms):
