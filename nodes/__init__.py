@@ -8,6 +8,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .annotate import ANNOTATOR_NODES
 from .contract import CONTROL, EMBEDDED, complaint, lacking
+from .hints import HINT_NODES
 
 Nodes = list[type[io.ComfyNode]]
 
@@ -15,6 +16,7 @@ Nodes = list[type[io.ComfyNode]]
 def control_nodes() -> Nodes:
     """The nodes around control nets."""
     from .apply import ApplyControlNet, PatchModel
+    from .inspector import INSPECTOR_NODES
     from .load import InspectControlNet, LoadControlNet
     from .options import OPTION_NODES
     from .surgery import ExtractControlLora, MergeControlNets, SaveControlNet, TransferControlNet
@@ -28,6 +30,7 @@ def control_nodes() -> Nodes:
         ApplyControlNet,
         PatchModel,
         *OPTION_NODES,
+        *INSPECTOR_NODES,
         MergeControlNets,
         TransferControlNet,
         ExtractControlLora,
@@ -58,7 +61,7 @@ def all_nodes() -> Nodes:
             logging.getLogger("controlnet_cldm").error(complaint(missing, what))
         else:
             found += nodes()
-    return [*found, *ANNOTATOR_NODES]
+    return [*found, *HINT_NODES, *ANNOTATOR_NODES]
 
 
 class Extension(ComfyExtension):

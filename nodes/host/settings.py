@@ -23,7 +23,7 @@ BALANCED, PROMPT, CONTROL = "balanced", "prompt", "control"
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """What Apply sets beside strength and window; by default nothing.
+    """What Apply sets beside strength and window; by default nothing, as behind the host's node.
 
     mode: of cldm_core.modes; curve: of the soft weights, `auto` for the family's own; blocks:
     weights of the blocks as text, in place of the curve; schedule: factors of the strength; unit:
@@ -40,7 +40,7 @@ class Settings:
     frames: FrameCurve | None = None
     mask: Tensor | None = None
     fit: str = "crop"
-    resampling: str = "auto"
+    resampling: str = "nearest"
     reuse: int = 1
 
     def __post_init__(self) -> None:

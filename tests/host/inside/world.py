@@ -176,11 +176,11 @@ class World:
         return prompt(), prompt()
 
     def with_ours(self, control: Any, hint: Tensor, *settings: float, prompts: Any = None) -> Any:
-        """Both prompts behind our Apply node."""
+        """Both prompts behind our Apply node, with the hint fitted as the host fits it."""
         positive, negative = prompts or self.prompts()
         strength, start, end = settings or (1.0, 0.0, 1.0)
         return self.apply.ApplyControlNet.execute(
-            positive, negative, control, hint, strength, start, end
+            positive, negative, control, hint, strength, start, end, fit="as ComfyUI"
         ).args
 
     def with_theirs(self, control: Any, hint: Tensor, *settings: float, prompts: Any = None) -> Any:
@@ -193,7 +193,9 @@ class World:
     def patched(self, model: Any, control: Any, hint: Tensor, *settings: float) -> Any:
         """The MODEL behind our Patch Model node."""
         strength, start, end = settings or (1.0, 0.0, 1.0)
-        return self.apply.PatchModel.execute(model, control, hint, strength, start, end).args[0]
+        return self.apply.PatchModel.execute(
+            model, control, hint, strength, start, end, fit="as ComfyUI"
+        ).args[0]
 
     def sample(
         self,
