@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Mask: TypeAlias = NDArray[np.bool_]
 Plane: TypeAlias = NDArray[np.float32]
 
-DENSEST_DRAWING = 0.25
+DENSEST_DRAWING = 0.4
 """The largest share of a picture that lines cover; beyond it lies a texture."""
 SMOOTHING = 1.0
 """Deviation, in pixels, of the blur that tells the middle of a line from its stairs."""
