@@ -229,7 +229,9 @@ def heat_sheet(record: ControlRecord, *, picture: Picture | None = None, net: in
     layout = Layout.of(tuple(rows.cells), len(steps), rows.aspect)
     scale = Scale.of(_values(rows, steps))
     canvas = Canvas(layout.width, layout.height)
-    _title(canvas, layout, shown, f"net {net + 1} of {len(nets)}" if len(nets) > 1 else "", picture)
+    _title(
+        canvas, layout, shown, f"net {net}, {len(nets)} recorded" if len(nets) > 1 else "", picture
+    )
     _heads(canvas, layout, steps)
     _cells(canvas, layout, rows, steps, scale)
     _bars(canvas, layout, rows, scale)

@@ -236,7 +236,7 @@ def _lanes(canvas: Canvas, layout: Layout, nets: Sequence[Net]) -> None:
                 canvas.box(part, net.colour, radius=3)
 
 
-def _marked(steps: Sequence[int]) -> list[int]:
+def marked_steps(steps: Sequence[int]) -> list[int]:
     """The steps that are named: each of up to 20, else the first and every fifth, tenth, ..."""
     if len(steps) <= 20:
         return list(steps)
@@ -255,7 +255,7 @@ def _axis(canvas: Canvas, layout: Layout, steps: dict[int, float]) -> None:
     top = layout.axis.top
     canvas.text(Box(MARGIN, top + 4, GUTTER - 18, 20), "step", 14, DIM, "right")
     canvas.text(Box(MARGIN, top + 26, GUTTER - 18, 18), "sigma", 13, DIM, "right")
-    for step in _marked(places):
+    for step in marked_steps(places):
         x = layout.x(step)
         for panel in (layout.strength, layout.rms):
             canvas.line([(x, panel.bottom), (x, panel.bottom + 4)], DIM)
