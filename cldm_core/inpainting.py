@@ -40,6 +40,16 @@ def inpaint_hint(image: Tensor, mask: Tensor, convention: str) -> Tensor:
     return torch.where(over > THRESHOLD, VALUES[convention], image)
 
 
+def without_masked(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """What nets read that take the picture's latent and a mask: the picture, and what is kept.
+
+    image: (B, C, H, W) in [0, 1]; mask: (M, h, w) in [0, 1], M 1 or B, masked above 0.5. Gives the
+    picture with masked pixels black, and (M, 1, h, w) with 1 where it is kept, as the nets of
+    alimama-creative for SD 3 and Flux were trained. Raises ShapeError as inpaint_hint does.
+    """
+    return inpaint_hint(image, mask, "black"), 1 - mask[:, None]
+
+
 def _check_image(image: Tensor) -> None:
     if image.ndim != 4 or not image.numel() or not image.is_floating_point():
         raise ShapeError(

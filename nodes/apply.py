@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .host import (
     NEGATIVE,
+    NO_MASK,
     POSITIVE,
     SIDE,
     Applied,
@@ -148,31 +149,42 @@ def settings_of(
     )
 
 
-def with_hint(
-    control_net: Any,
-    image: Tensor,
-    strength: float,
-    window: tuple[float, float],
-    settings: Settings,
-    node: str | None = None,
-    vae: Any = None,
-) -> Any:
-    """A copy of the control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1].
-
-    node: the id of the node that shows what was applied.
-    """
-    if window[0] > window[1]:
-        raise ValueError(
-            f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
-            f"the first or raise the second."
-        )
+def control_for(control_net: Any, settings: Settings, node: str | None) -> Any:
+    """A copy of the control with settings; node: the id of the node that shows what was applied."""
     control = control_net.copy()
     if not isinstance(control, HostControl):
         control = HostForeign(control)
     control.settings = settings
     control.applied = Applied(control.title, node)
     control.check_settings()
-    return control.set_cond_hint(image.movedim(-1, 1), strength, window, vae=vae)
+    return control
+
+
+def with_hint(
+    control: Any,
+    image: Tensor,
+    strength: float,
+    window: tuple[float, float],
+    *,
+    vae: Any = None,
+    mask: Tensor | None = None,
+) -> Any:
+    """The control with its hint, given as the host's IMAGE (B, H, W, C) in [0, 1].
+
+    vae, mask: for nets of the host's own families whose hint is a latent.
+    """
+    if window[0] > window[1]:
+        raise ValueError(
+            f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
+            f"the first or raise the second."
+        )
+    hint = image.movedim(-1, 1)
+    if mask is None:
+        return control.set_cond_hint(hint, strength, window, vae=vae)
+    if not isinstance(control, HostForeign):
+        raise ValueError(NO_MASK)
+    hint, kept = control.with_mask(hint, mask)
+    return control.set_cond_hint(hint, strength, window, vae=vae, extra_concat=kept)
 
 
 def node_id(node: type[io.ComfyNode]) -> str | None:
@@ -209,6 +221,13 @@ class ApplyControlNet(io.ComfyNode):
                     "Flux; nets for SD 1.5, 2.1 and SDXL don't read it.",
                 ),
                 *shape_inputs(),
+                io.Mask.Input(
+                    "inpaint_mask",
+                    optional=True,
+                    tooltip="Only for inpainting nets that read a mask beside the picture, such as "
+                    "those for SD 3 and Flux: where to paint. For nets that read marked pixels use "
+                    "Inpaint Hint.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             outputs=[
@@ -237,6 +256,7 @@ class ApplyControlNet(io.ComfyNode):
         mode: str = "balanced",
         fit: str = "crop",
         options: Settings | None = None,
+        inpaint_mask: Tensor | None = None,
     ) -> io.NodeOutput:
         if isinstance(control_net, HostControl):
             check_conditioning(control_net.net, [*positive, *negative])
@@ -244,7 +264,8 @@ class ApplyControlNet(io.ComfyNode):
         if strength == 0:
             return io.NodeOutput(positive, negative)
         window = (start_percent, end_percent)
-        base = with_hint(control_net, image, strength, window, settings, node_id(cls), vae)
+        net = control_for(control_net, settings, node_id(cls))
+        base = with_hint(net, image, strength, window, vae=vae, mask=mask_of(inpaint_mask))
         # One object for both sides and for each chain before it: the host batches rows only of the
         # same object.
         controls: dict[int, Any] = {}
@@ -317,5 +338,6 @@ class PatchModel(io.ComfyNode):
             )
         settings = settings_of(schedule, mask, mode, fit, options)
         window = (start_percent, end_percent)
-        control = with_hint(control_net, image, strength, window, settings, node_id(cls))
+        net = control_for(control_net, settings, node_id(cls))
+        control = with_hint(net, image, strength, window)
         return io.NodeOutput(model if strength == 0 else patch_model(model, control))

@@ -18,7 +18,7 @@ from .files import (
     log,
     new_controlnet_path,
 )
-from .foreign import HostForeign
+from .foreign import NO_MASK, HostForeign
 from .kinds import HostBound, HostLLLite, HostUnion
 from .model_door import patch_model
 from .rows import NEGATIVE, POSITIVE, SIDE
@@ -26,6 +26,7 @@ from .settings import Settings, frames_of, mask_of, schedule_of
 
 __all__ = [
     "NEGATIVE",
+    "NO_MASK",
     "POSITIVE",
     "SIDE",
     "Applied",

@@ -63,7 +63,7 @@ class Applied:
         self.counts.clocks.append((start, _now(device)))
 
     def note(self, now: Moment, acting: int, rows: int) -> None:
-        """A call in which `acting` of its rows got something; none of none outside of the window."""
+        """A call in which `acting` of its rows got something; 0 and 0 outside the window."""
         counts = self.counts
         counts.last = now.steps
         counts.rows["on"] += acting

@@ -8,12 +8,18 @@ from torch import Tensor
 
 from ...cldm_core import CldmError, Residuals, ShapeError
 from ...cldm_core.block_text import parse_blocks
+from ...cldm_core.inpainting import without_masked
 from ...cldm_core.masks import masked, resized
 from ...cldm_core.residuals import map_residuals
 from .clock import Moment
 from .residuals import HostResiduals, from_host
 from .settings import BALANCED, Settings
 from .steered import Call, Place, Size, Steered
+
+NO_MASK = (
+    "This net reads no mask beside its picture: disconnect inpaint_mask, and mark the masked "
+    "pixels with Inpaint Hint."
+)
 
 
 class HostForeign(Steered):
@@ -25,8 +31,27 @@ class HostForeign(Steered):
     leaves_out_rows = False
 
     def __init__(self, inner: Any) -> None:
-        super().__init__()
         self.inner = inner
+        super().__init__()
+
+    # Packs that work in tiles put a part of the hint in here.
+    @property
+    def cond_hint_original(self) -> Any:
+        """The hint as it was given, kept by the control inside."""
+        return self.inner.cond_hint_original
+
+    @cond_hint_original.setter
+    def cond_hint_original(self, hint: Any) -> None:
+        self.inner.cond_hint_original = hint
+
+    @property
+    def cond_hint(self) -> Any:
+        """The hint in the size of the latents, kept by the control inside."""
+        return self.inner.cond_hint
+
+    @cond_hint.setter
+    def cond_hint(self, hint: Any) -> None:
+        self.inner.cond_hint = hint
 
     @property
     def title(self) -> str:
@@ -38,9 +63,16 @@ class HostForeign(Steered):
         self.copy_to(other)
         return other
 
+    def with_mask(self, hint: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The hint of an inpainting net without its masked pixels, and the mask for the host."""
+        if not getattr(self.inner, "concat_mask", False):
+            raise CldmError(NO_MASK)
+        picture, kept = without_masked(hint, mask)
+        return picture, [kept]
+
     def set_cond_hint(self, hint: Any, strength: float, window: Any, **options: Any) -> HostForeign:
         """Hint and window for the control inside; the strength is put on by this one."""
-        super().set_cond_hint(hint, strength, window)
+        self.strength, self.timestep_percent_range = strength, window
         self.inner.set_cond_hint(hint, 1.0, (0.0, 1.0), **options)
         return self
 
