@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from controlnet_pack.cldm_core.edges import is_one_pixel_drawing, thinned
+from controlnet_pack.cldm_core.edges import is_one_pixel_drawing, resize_lines, thinned
 from controlnet_pack.cldm_core.fitting import FITS, RESAMPLINGS, fit_hint
 
 from .hint_samples import as_hint, as_page, drawn, marked_photo, photo, ramp
@@ -50,6 +52,33 @@ def test_lines_stay_one_pixel_wide(old: int, new: int) -> None:
     assert set(np.unique(fitted)) == {0, 1}
     strokes = np.count_nonzero(fitted) / np.count_nonzero(page)
     assert strokes == pytest.approx(new / old, rel=0.04)
+
+
+@st.composite
+def scribbles(draw: st.DrawFn) -> np.ndarray:
+    """Any pixels of a small page, (H, W) of False and True."""
+    height, width = draw(st.integers(1, 20)), draw(st.integers(1, 20))
+    share, seed = draw(st.floats(0.05, 0.5)), draw(st.integers(0, 2**32 - 1))
+    return np.random.default_rng(seed).random((height, width)) < share
+
+
+@settings(max_examples=150, deadline=None)
+@given(scribbles(), st.integers(0, 25), st.integers(0, 25))
+def test_whatever_grows_keeps_its_lines_and_loops(
+    drawing: np.ndarray, more_rows: int, more_columns: int
+) -> None:
+    size = (drawing.shape[0] + more_rows, drawing.shape[1] + more_columns)
+    grown = resize_lines(drawing, *size)
+    assert grown.shape == size
+    assert (lines_in(grown), loops_in(grown)) == (lines_in(drawing), loops_in(drawing))
+
+
+@settings(max_examples=150, deadline=None)
+@given(scribbles(), st.integers(1, 20), st.integers(1, 20))
+def test_whatever_is_resized_breaks_nowhere(drawing: np.ndarray, height: int, width: int) -> None:
+    resized = resize_lines(drawing, height, width)
+    assert lines_in(resized) <= lines_in(drawing)
+    assert resized.any() == drawing.any()
 
 
 def test_nearest_breaks_such_lines() -> None:
