@@ -262,7 +262,7 @@ def test_a_line_under_another_is_still_seen() -> None:
             noted(record, step, [1.0, 2.0], 0.9, name=name)
     plot = strength_plot(record)
     columns = (plot == rgb(PALETTE[0])).all(axis=-1)[120:420].any(axis=0)
-    assert columns[200:900].all()
+    assert columns[200:900].mean() > 0.95  # dots have dark rims
 
 
 def test_a_line_ends_where_the_net_is_off() -> None:
