@@ -41,7 +41,7 @@ def resize_lines(drawing: Mask, height: int, width: int) -> Mask:
     Where it grows, there are as many lines and loops as before; where it shrinks, lines join only
     where they meet in one pixel. No line breaks, and ends stay where they are.
     """
-    lines = thinned(drawing, _smoothed(drawing), _ends(drawing) & False, keep_ends=True)
+    lines = thinned(drawing, _smoothed(drawing), np.zeros_like(drawing), keep_ends=True)
     size = (height, width)
     weights = _resized(_smoothed(lines), size)
     return thinned(_covered(lines, size), weights, _placed(_ends(lines), size))
@@ -56,6 +56,8 @@ def thinned(drawing: Mask, weights: Plane, fixed: Mask, *, keep_ends: bool = Fal
     Homotopic thinning: a pixel may go where the lines around it stay connected without it. Of
     every 2x2 pixels one is looked at in turn, so that no two neighbours go at once.
     """
+    if not (drawing & ~fixed).any():
+        return drawing.copy()
     wide = drawing.shape[1] + 2
     state = np.pad(drawing, 1).ravel().astype(np.uint8)
     rows, columns = np.nonzero(drawing & ~fixed)
@@ -64,8 +66,6 @@ def thinned(drawing: Mask, weights: Plane, fixed: Mask, *, keep_ends: bool = Fal
     turns = (rows % 2) * 2 + columns % 2
     ring = [dy * wide + dx for dy, dx in RING]
     may_go = _may_go(keep_ends)
-    if not places.size:
-        return drawing.copy()
     for level in np.linspace(order.min(), order.max(), LEVELS + 1)[1:]:
         low = order <= level
         groups = [places[low & (turns == turn)] for turn in range(4)]
