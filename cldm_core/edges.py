@@ -38,8 +38,8 @@ def is_one_pixel_drawing(drawing: Mask) -> bool:
 def resize_lines(drawing: Mask, height: int, width: int) -> Mask:
     """A drawing (H, W) of one-pixel lines as (height, width), again of one-pixel lines.
 
-    Where it grows, there are as many lines and loops as before; where it shrinks, lines join only
-    where they meet in one pixel. No line breaks, and ends stay where they are.
+    Where it grows, there are as many lines and loops as before; where it shrinks, lines join
+    only where less than a pixel is left between them. No line breaks; ends stay where they are.
     """
     lines = thinned(drawing, _smoothed(drawing), np.zeros_like(drawing), keep_ends=True)
     size = (height, width)
