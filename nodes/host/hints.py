@@ -27,6 +27,9 @@ class Encoded:
     def __init__(self) -> None:
         self._entries: OrderedDict[Hashable, tuple[Hints, Any]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def clear(self) -> None:
         self._entries.clear()
 

@@ -196,10 +196,11 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
     def _control(self, call: Call) -> HostResiduals | None:
         previous = self._previous(call)
         clock = self.clock
-        if clock is None:  # sampled by somebody who doesn't prepare controls
-            return previous
-        now = clock.at(call.t, call.options)
-        strength, reason = self._strength(clock, now)
+        if clock is None:  # asked by somebody who doesn't say when a sampling begins
+            now, strength, reason = Moment(float(call.t[0]), None, 0), float(self.strength), ""
+        else:
+            now = clock.at(call.t, call.options)
+            strength, reason = self._strength(clock, now)
         batch = call.batch
         factors = self.settings.factors(batch, only_positive=self.only_positive)
         rows = tuple(row for row, factor in enumerate(factors) if factor)

@@ -65,7 +65,7 @@ def error(world: World) -> Any:
     return {
         "stopped": stopped,
         "dropped": used.bound is None,
-        "features": len(used.features),
+        "features": len(used.encoded),
         "again": distance(world.sample(world.demo, prompts), expected),
     }
 
