@@ -28,11 +28,12 @@ from .sheets_canvas import (
     evenly,
     number,
     text_width,
+    ticks,
 )
 
 MOST_COLUMNS = 10
 MARGIN, GAP, ROUND = 32, 4, 4
-HEADER, HEAD, LABELS, LEGEND = 100, 46, 66, 96
+HEADER, HEAD, LABELS, LEGEND = 100, 46, 74, 96
 LEAST_WIDTH, BARS, NUMBERS = 840, 210, 60
 NOTHING = (
     "Nothing was recorded: connect the latent of the sampler that used this conditioning, with "
@@ -64,6 +65,8 @@ class Rows:
                 for label in net.labels
             }
             return cls(cells, "RMS")
+        if not on:
+            return cls({"blocks": {}}, "RMS")
         # A net that changes attention layers has no residuals to show.
         flat = {step.step: _flat(step.strength) for step in on}
         return cls({"strength": flat}, "strength")
@@ -119,7 +122,7 @@ class Scale:
     def ticks(self) -> list[float]:
         """Round numbers on the scale, lowest first."""
         if not self.log:
-            return [share * self.high for share in (0, 0.25, 0.5, 0.75, 1)]
+            return [tick for tick in ticks(0, self.high) if tick <= self.high]
         decades = range(-12, 13)
         found = [
             factor * 10.0**power
@@ -176,11 +179,11 @@ class Layout:
             height,
         )
 
-    def label(self, row: int) -> tuple[Box, Box | None]:
+    def label(self, row: int, sized: bool) -> tuple[Box, Box | None]:
         """Where a block's label stands, and the size of its residual where there is room for it."""
         place = self.place(row, 0)
         whole = Box(MARGIN, place.top, LABELS - 12, place.height)
-        if place.height < 40:
+        if not sized or place.height < 40:
             return whole, None
         middle = place.top + place.height / 2
         return whole._replace(top=middle - 18, height=20), whole._replace(top=middle + 3, height=16)
@@ -235,7 +238,8 @@ def heat_sheet(record: ControlRecord, *, picture: Picture | None = None, net: in
     _heads(canvas, layout, steps)
     _cells(canvas, layout, rows, steps, scale)
     _bars(canvas, layout, rows, scale)
-    _legend(canvas, layout, rows.unit, scale)
+    if shown.steps_on:
+        _legend(canvas, layout, rows.unit, scale)
     return canvas.finish()
 
 
@@ -260,7 +264,7 @@ def _title(
         canvas.picture(Box(right - width, MARGIN, width, height), picture, ROUND)
         right -= width + 20
     width = right - MARGIN
-    blocks = f"{len(net.labels)} blocks" if net.labels else "no residuals"
+    blocks = f"{len(net.labels)} blocks" if net.labels else "no residuals" * (net.steps_on > 0)
     on = f"on in {net.steps_on} of {len(net.steps)} steps"
     facts = " · ".join(filter(None, (net.net, on, blocks, which)))
     reasons = Counter(step.off for step in net.steps if step.off is not None)
@@ -292,9 +296,9 @@ def _cells(
     canvas: Canvas, layout: Layout, rows: Rows, steps: Sequence[StepNorms], scale: Scale
 ) -> None:
     for row, (label, cells) in enumerate(rows.cells.items()):
-        above, below = layout.label(row)
+        above, below = layout.label(row, bool(cells) and rows.unit == "RMS")
         canvas.text(above, label, min(15.0, above.height), TEXT, "right")
-        if below is not None and cells:
+        if below is not None:
             height, width = next(iter(cells.values())).size
             canvas.text(below, f"{width}x{height}", 12, DIM, "right")
         for column, step in enumerate(steps):

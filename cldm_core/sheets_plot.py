@@ -34,8 +34,6 @@ HEADROOM = 14
 PALETTE = ("#4fb3f6", "#f5a454", "#6fd08c", "#d58cf2", "#f2d04f", "#f2788f", "#5fd6cf", "#b9b9b9")
 """Colours of the nets, told apart on dark ground; from the ninth net on they start again."""
 
-STRENGTHS = "strength"
-
 Value = Callable[[StepNorms], float]
 
 
@@ -110,7 +108,7 @@ def strength_plot(record: ControlRecord) -> Picture:
         strong=True,
     )
     _legend(canvas, layout, nets, chips)
-    _panel(canvas, layout, layout.strength, STRENGTHS, nets, lambda step: step.strength)
+    _panel(canvas, layout, layout.strength, "strength", nets, lambda step: step.strength)
     _panel(canvas, layout, layout.rms, "RMS of all blocks", nets, lambda step: step.rms)
     _lanes(canvas, layout, nets)
     _axis(canvas, layout, steps)
@@ -173,14 +171,14 @@ def _panel(
 
     canvas.text(Box(box.left, box.top - 28, box.width, 20), title, 15)
     canvas.box(box, PANEL)
+    if not any(values):
+        words = "nothing is added between the blocks" if values else "off throughout"
+        canvas.text(box, words, 14, DIM, "center")
+        return
     for mark in marks:
         colour = DIM if mark == 0 else LINE
         canvas.line([(box.left, y(mark)), (box.right, y(mark))], colour, 1)
         canvas.text(Box(MARGIN, y(mark) - 10, GUTTER - 10, 20), number(mark), 13, DIM, "right")
-    if not any(values):
-        words = "nothing is added between the blocks" if title != STRENGTHS else "off throughout"
-        canvas.text(box, words, 14, DIM, "center")
-        return
     lines = [
         [[(layout.x(step.step), y(value(step))) for step in run] for run in _runs(net.norms.steps)]
         for net in nets
