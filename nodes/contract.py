@@ -30,7 +30,7 @@ CONTROL = (
     "comfy.patcher_extension.CallbacksMP.ON_PRE_RUN",
     "comfy.patcher_extension.WrappersMP.APPLY_MODEL",
     "comfy.patcher_extension.WrappersMP.CALC_COND_BATCH",
-    "comfy.patcher_extension.WrappersMP.OUTER_SAMPLE",
+    "comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE",
     "comfy.utils.ProgressBar",
     "comfy.utils.weight_dtype",
     "folder_paths.get_filename_list",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import comfy.hooks
@@ -20,11 +21,12 @@ SIDE = "cldm_side"
 """Under this name Apply leaves `positive` or `negative` in a conditioning's options."""
 POSITIVE, NEGATIVE = "positive", "negative"
 ROWS = "cldm_rows"
-SAMPLING = "cldm_sampling"
+PICTURES = "cldm_pictures"
 WRAPPERS = "controlnet_cldm_rows"
 
 Area = tuple[int, int, int, int]
 """Height, width, top and left of a part of the picture, in latents."""
+Conds = list[dict[str, Any]]
 
 
 class Row(NamedTuple):
@@ -35,60 +37,71 @@ class Row(NamedTuple):
     size: tuple[int, int]
 
 
-class Sampling(NamedTuple):
-    """What the guider knows: under which name each conditioning runs, and how many pictures."""
+def note_sampling(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    noise: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """A SAMPLER_SAMPLE wrapper: every conditioning gets its side and a uuid of its own.
 
-    sides: dict[Any, str]
-    pictures: int
+    It leaves in the transformer options how many pictures there are.
+    """
+    conds = getattr(guider, "conds", None)
+    if conds:
+        guider.conds = _told_apart(conds, getattr(guider, "original_conds", conds))
+    # These options are a copy for this sampling.
+    options = extra_args["model_options"].setdefault("transformer_options", {})
+    options[PICTURES] = noise.shape[0]
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
-def note_sampling(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """An OUTER_SAMPLE wrapper that leaves a `Sampling` in the transformer options."""
-    guider = executor.class_obj
-    conds = getattr(guider, "conds", None) or {}
-    sides = {entry.get("uuid"): name for name, entries in conds.items() for entry in entries or ()}
-    # The guider's options are a copy for this sampling.
-    options = guider.model_options.setdefault("transformer_options", {})
-    options[SAMPLING] = Sampling(sides, noise.shape[0])
-    return executor(noise, *args, **kwargs)
+def _told_apart(
+    conds: dict[str, Conds | None], original: dict[str, Conds | None]
+) -> dict[str, Conds | None]:
+    """The conditionings of each of a guider's lists, marked with their sides.
+
+    For the area of a prompt on one side the host puts a copy of it on the other, with the text that
+    is there: the copy still has the uuid and the mark of its original.
+    """
+    found: dict[str, Conds | None] = {}
+    for name, entries in conds.items():
+        own = {entry.get("uuid") for entry in original.get(name) or ()}
+        named = name if name in (POSITIVE, NEGATIVE) else None
+        marks = [e[SIDE] for e in entries or () if e.get("uuid") in own and SIDE in e]
+        of_copies = marks[0] if marks else named
+        found[name] = entries and [
+            {**entry, SIDE: entry.get(SIDE, named)}
+            if entry.get("uuid") in own
+            else {**entry, SIDE: of_copies, "uuid": uuid.uuid4()}
+            for entry in entries
+        ]
+    return found
 
 
 def note_rows(
     executor: Any,
     model: Any,
-    conds: Sequence[list[dict[str, Any]] | None],
+    conds: Sequence[Conds | None],
     x: Tensor,
     timestep: Tensor,
     model_options: dict[str, Any],
 ) -> Any:
     """A CALC_COND_BATCH wrapper that leaves a `Row` for each uuid in the transformer options."""
     options = model_options.get("transformer_options", {})
-    sampling = options.get(SAMPLING)
-    names = sampling.sides if isinstance(sampling, Sampling) else {}
-    rows: dict[Any, Row] = {}
-
-    def marked(entry: dict[str, Any]) -> dict[str, Any]:
-        name = entry.get("uuid")
-        row = Row(_side(entry.get(SIDE) or names.get(name)), _area(entry.get("area"), x), _size(x))
-        if rows.setdefault(name, row) == row or not isinstance(name, uuid.UUID):
-            return entry
-        # The host repeats a prompt for the areas of other prompts, under the same uuid.
-        other = uuid.uuid5(name, repr(row.area))
-        rows[other] = row
-        return {**entry, "uuid": other}
-
-    conds = [None if side is None else [marked(entry) for entry in side] for side in conds]
+    size = (x.shape[-2], x.shape[-1])
+    rows = {
+        entry.get("uuid"): Row(entry.get(SIDE), _area(entry.get("area"), x), size)
+        for entries in conds
+        for entry in entries or ()
+    }
     return executor(
         model, conds, x, timestep, {**model_options, "transformer_options": {**options, ROWS: rows}}
     )
-
-
-def _side(name: str | None) -> str | None:
-    return name if name in (POSITIVE, NEGATIVE) else None
-
-
-def _size(x: Tensor) -> tuple[int, int]:
-    return x.shape[-2], x.shape[-1]
 
 
 def _area(area: Any, x: Tensor) -> Area | None:
@@ -102,13 +115,17 @@ def _area(area: Any, x: Tensor) -> Area | None:
 def row_wrappers() -> dict[str, dict[str, list[Callable[..., Any]]]]:
     """The wrappers that a model needs for rows to be known, by kind and key."""
     return {
-        WrappersMP.OUTER_SAMPLE: {WRAPPERS: [note_sampling]},
+        WrappersMP.SAMPLER_SAMPLE: {WRAPPERS: [note_sampling]},
         WrappersMP.CALC_COND_BATCH: {WRAPPERS: [note_rows]},
     }
 
 
+@cache
 def row_hooks() -> Any:
-    """The same wrappers as hooks, which a control in the conditioning brings along."""
+    """The same wrappers as hooks, which a control in the conditioning brings along.
+
+    One group for all controls: the host adds equal hooks once.
+    """
     group = comfy.hooks.HookGroup()
     group.add(comfy.hooks.TransformerOptionsHook({"wrappers": row_wrappers()}))
     return group
@@ -126,14 +143,21 @@ class Batch:
     total: int
 
     @classmethod
-    def of(cls, options: dict[str, Any], rows: int, prompts: int) -> Batch:
-        """From a call's transformer options."""
-        pictures = max(1, rows // prompts)
-        frames = _window(options, pictures)
-        sampling = options.get(SAMPLING)
-        known = sampling.pictures if isinstance(sampling, Sampling) else 0
+    def of(
+        cls, options: dict[str, Any], rows: int, prompts: int, size: tuple[int, int] | None = None
+    ) -> Batch:
+        """From a call's transformer options; size: of its latents."""
+        each = max(1, rows // prompts)
+        known = options.get(PICTURES, 0)
+        frames = _window(options) or tuple(range(known))
+        copies, rest = divmod(each, len(frames)) if frames else (0, 0)
+        if rest or not copies:
+            frames, copies = tuple(range(each)), 1
+        # Packs that work in tiles put the whole batch behind itself, once for each tile.
         return cls(
-            _prompts(options, prompts), frames, max(known, pictures, *(f + 1 for f in frames))
+            _prompts(options, prompts, size) * copies,
+            frames,
+            max(known, *(frame + 1 for frame in frames)),
         )
 
     @property
@@ -155,18 +179,27 @@ class Batch:
         return prompt, self.frames[picture]
 
 
-def _prompts(options: dict[str, Any], count: int) -> tuple[Row | None, ...]:
+def _prompts(
+    options: dict[str, Any], count: int, size: tuple[int, int] | None
+) -> tuple[Row | None, ...]:
     uuids = options.get("uuids") or ()
     rows = options.get(ROWS) or {}
-    return tuple(map(rows.get, uuids)) if len(uuids) == count else (None,) * count
+    if len(uuids) != count:
+        return (None,) * count
+    return tuple(_in_place(rows.get(name), size) for name in uuids)
 
 
-def _window(options: dict[str, Any], pictures: int) -> tuple[int, ...]:
-    """The pictures of a sliding window: the host's own, or AnimateDiff's."""
+def _in_place(row: Row | None, size: tuple[int, int] | None) -> Row | None:
+    """The row, without its area where what is sampled is a part of that, and nobody knows which."""
+    if row is None or row.area is None or size in (None, row.area[:2]):
+        return row
+    return row._replace(area=None)
+
+
+def _window(options: dict[str, Any]) -> tuple[int, ...]:
+    """The pictures of a sliding window, the host's own or AnimateDiff's; empty: there is none."""
     window = options.get("context_window")
     found = getattr(window, "index_list", None) if getattr(window, "dim", 0) == 0 else None
     if found is None:
         found = (options.get("ad_params") or {}).get("sub_idxs")
-    if found is None or len(found) != pictures:
-        return tuple(range(pictures))
-    return tuple(map(int, found))
+    return tuple(map(int, found or ()))
