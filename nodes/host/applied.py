@@ -21,7 +21,8 @@ EVENT = "cldm_applied"
 class Counts:
     """What happened in one sampling.
 
-    steps: at which the net acted; last: how many there are; rows: `on` and `off`.
+    steps: at which the net acted; last: how many there are; rows: `on` and `off`; spared: whether
+    rows that are off aren't computed.
     """
 
     steps: set[int] = field(default_factory=set)
@@ -29,6 +30,7 @@ class Counts:
     computed: int = 0
     reused: int = 0
     rows: Counter[str] = field(default_factory=Counter)
+    spared: bool = True
     drift: list[float] = field(default_factory=list)
     clocks: list[tuple[Any, Any]] = field(default_factory=list)
 
@@ -50,10 +52,20 @@ class Applied:
         self.node = node
         self.weights: tuple[float, ...] | None = None
         self.counts = Counts()
+        self._open: set[int] = set()
 
-    def begin(self) -> None:
-        """A new sampling starts."""
+    def begin(self, control: int) -> None:
+        """A new sampling starts for one of the copies; control: its id."""
+        if self.counts.rows or self.counts.last:
+            self._open.clear()
+        self._open.add(control)
         self.counts = Counts()
+
+    def end(self, control: int) -> None:
+        """The sampling has ended for a copy; behind the last of them the text is shown."""
+        self._open.discard(control)
+        if not self._open:
+            self.send()
 
     @contextmanager
     def timing(self, device: torch.device) -> Iterator[None]:
@@ -62,12 +74,16 @@ class Applied:
         yield
         self.counts.clocks.append((start, _now(device)))
 
-    def note(self, now: Moment, acting: int, rows: int) -> None:
-        """A call in which `acting` of its rows got something; 0 and 0 outside the window."""
+    def note(self, now: Moment, acting: int, rows: int, *, computed: bool) -> None:
+        """A call in which `acting` of its rows got something; 0 and 0 outside the window.
+
+        computed: whether the net computes the other rows all the same.
+        """
         counts = self.counts
         counts.last = now.steps
         counts.rows["on"] += acting
         counts.rows["off"] += rows - acting
+        counts.spared = not computed
         if now.step is not None and acting:
             counts.steps.add(now.step)
 
@@ -82,8 +98,8 @@ class Applied:
             lines.append(f"weights of {len(self.weights)} blocks: {_listed(self.weights)}")
         if counts.rows["off"]:
             lines.append(
-                f"rows: {counts.rows['on']} with control, {counts.rows['off']} left out and not "
-                f"computed"
+                f"rows: {counts.rows['on']} with control, {counts.rows['off']} left out"
+                + (" and not computed" if counts.spared else "")
             )
         if counts.reused:
             drift = f", drift {100 * max(counts.drift):.1f} % at most" if counts.drift else ""

@@ -17,8 +17,9 @@ from ...cldm_core.hints import HINT_SCALE
 from ...cldm_core.masks import residual_sizes
 from .checks import check_model, unet_config_of
 from .clock import Moment
-from .hints import Encoded, Hints, distinct_areas, fitted
+from .hints import Encoded, Hints, cycled, distinct_areas, fitted
 from .residuals import HostResiduals, spread
+from .rows import Area
 from .sizes import follow_blocks
 from .steered import Call, Place, Steered
 
@@ -144,35 +145,46 @@ class HostControl(Steered):
     def _features(self, call: Call, place: Place) -> Any:
         """The encoded hints of the rows, computed once per sampling, size, area and hint."""
         batch, device = place.batch, call.x.device
-        hints = self._hints_for(call)
-        count = {kind: min(hint.shape[0], batch.total) for kind, hint in hints.items()}
+        hints, tiled = self._hints_for(call), self._tile(call) is not None
+        areas = (None,) if tiled else distinct_areas(batch)
+        whole = next((row.size for row in batch.prompts if row and row.area), call.size)
+        # A pack that puts several tiles into a call brings the hint of each row.
+        each_row = tiled and len(batch) == max(hint.shape[0] for hint in hints.values()) > 1
+        total = len(batch) if each_row else batch.total
+        most = min(total, max(hint.shape[0] for hint in hints.values()))
 
         def encode() -> Any:
             return self._encode(
                 {
                     kind: fitted(
-                        self._channels(hint[: count[kind]]),
-                        batch,
-                        call.size,
+                        self._channels(hint if alike else cycled(hint, most)),
+                        areas,
+                        (call.size, whole),
                         self.settings,
                         # SDXL's T2I-Adapters look at squares of 16 pixels.
                         getattr(self.net.config, "unshuffle", 1),
                     ).to(device, self.compute_type)
                     for kind, hint in hints.items()
+                    for alike in [hint.shape[0] == 1 and len(areas) == 1]
                 }
             )
 
-        areas = distinct_areas(batch)
-        key = (call.size, areas, batch.total, device, self.compute_type)
-        most = max(count.values())
-        return spread(self.encoded.get(hints, key, encode), _places(place, areas, most))
+        key = (call.size, whole, areas, most, device, self.compute_type)
+        places = place.rows if each_row else _places(place, areas, most)
+        return spread(self.encoded.get(hints, key, encode), places)
+
+    def _tile(self, call: Call) -> Tensor | None:
+        """The hint that a pack that works in tiles has put in the place of the picture's."""
+        tile = self.cond_hint
+        wanted = tuple(HINT_SCALE * side for side in call.size)
+        return tile if tile is not None and tuple(tile.shape[2:]) == wanted else None
 
     def _hints_for(self, call: Call) -> Hints:
-        """The hints, or what a pack that works in tiles has put in the place of the picture."""
-        tile, size = self.cond_hint, tuple(HINT_SCALE * side for side in call.size)
-        if tile is not None and tuple(tile.shape[2:]) == size:
-            return self._hints(tile)
-        return self._hints(self.cond_hint_original)
+        tile = self._tile(call)
+        return self._hints(self.cond_hint_original if tile is None else tile)
+
+    def _sources(self, call: Call) -> tuple[Tensor, ...]:
+        return tuple(self._hints_for(call).values())
 
     def _hints(self, hint: Tensor) -> Hints:
         """The hints (B, C, H, W) in [0, 1], by their type where the net knows types."""
@@ -207,10 +219,13 @@ class HostControl(Steered):
         return other
 
 
-def _places(place: Place, areas: Sequence[Any], count: int) -> list[int]:
+def _places(place: Place, areas: Sequence[Area | None], count: int) -> list[int]:
     """Which of the encoded hints each row gets: `count` for each area, from the first again."""
     prompts = place.batch.prompts
-    return [
-        areas.index(None if (row := prompts[prompt]) is None else row.area) * count + frame % count
-        for prompt, frame in (place.batch.place(number) for number in place.rows)
-    ]
+
+    def area(prompt: int) -> int:
+        row = prompts[prompt]
+        return areas.index(None if row is None else row.area) if len(areas) > 1 else 0
+
+    numbers = (place.batch.place(number) for number in place.rows)
+    return [area(prompt) * count + frame % count for prompt, frame in numbers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from .settings import Settings
 
 Hints = dict[Any, Tensor]
 """Pictures (B, C, H, W) in [0, 1], by their type where the net knows types."""
+
+Size = tuple[int, int]
 
 MOST = 64
 """Encoded hints that are kept: tiles of a large picture have one each."""
@@ -38,7 +40,7 @@ class Encoded:
 
         key: size, crop, frames, device and type.
         """
-        whole = (tuple((kind, id(hint), _version(hint)) for kind, hint in hints.items()), key)
+        whole = (tuple(hints), identity(hints.values()), key)
         if whole not in self._entries:
             # With the hints themselves, as an id may be given again to another tensor.
             self._entries[whole] = hints, encode()
@@ -48,9 +50,16 @@ class Encoded:
         return self._entries[whole][1]
 
 
-def _version(hint: Tensor) -> int:
-    """Changes where a tensor was written into; inference tensors don't count that."""
-    return 0 if hint.is_inference() else hint._version
+def identity(hints: Iterable[Tensor]) -> Hashable:
+    """Tells tensors apart, and what was in one before it was written into, while they are kept."""
+    # Inference tensors don't count what is written into them.
+    return tuple((id(hint), 0 if hint.is_inference() else hint._version) for hint in hints)
+
+
+def cycled(hint: Tensor, count: int) -> Tensor:
+    """`count` hints, from the first again where there are fewer."""
+    given = hint.shape[0]
+    return hint[:count] if count <= given else hint[[index % given for index in range(count)]]
 
 
 def distinct_areas(batch: Batch) -> tuple[Area | None, ...]:
@@ -59,23 +68,26 @@ def distinct_areas(batch: Batch) -> tuple[Area | None, ...]:
 
 
 def fitted(
-    hint: Tensor, batch: Batch, size: tuple[int, int], settings: Settings, multiple: int
+    hint: Tensor,
+    areas: Sequence[Area | None],
+    sizes: tuple[Size, Size],
+    settings: Settings,
+    multiple: int,
 ) -> Tensor:
-    """The hints for latents of `size`, those of one area behind those of another.
+    """The hints, those of one area behind those of another.
 
-    A conditioning with an area gets that part of the hint which lies over it. multiple: of pixels
-    that both sides must have.
+    A conditioning with an area gets that part of the hint which lies over it; one without gets it
+    all. sizes: of the latents of the call, and of the whole picture's; multiple: of pixels that
+    both sides must have.
     """
+    size, whole = sizes
     parts = []
-    for area in distinct_areas(batch):
-        whole = size if area is None else next(row.size for row in batch.prompts if row)
-        part = _fit(hint, whole, settings, multiple if area is None else 1)
-        if area is not None:
-            part = _fit(crop_hint(part, area), size, settings, multiple)
-        parts.append(part)
+    for area in areas:
+        part = hint if area is None else crop_hint(_fit(hint, whole, settings, 1), area)
+        parts.append(_fit(part, size, settings, multiple))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _fit(hint: Tensor, size: tuple[int, int], settings: Settings, multiple: int) -> Tensor:
+def _fit(hint: Tensor, size: Size, settings: Settings, multiple: int) -> Tensor:
     height, width = (-(-side * HINT_SCALE // multiple) * multiple for side in size)
     return fit_hint(hint, width, height, fit=settings.fit, resampling=settings.resampling)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,29 +122,37 @@ class HostLLLite(HostControl):
         mask = self.settings.mask_for(place.batch, place.rows)
         if mask is not None:
             patches = tuple(mask_patch(patch, mask) for patch in patches)
-        # The dictionaries may be the model's own, so what is added goes into copies.
+        # The dictionaries may be the model's own, so what is added goes into copies. A pack that
+        # works in tiles asks again with the same options.
         options = call.options
-        own = {name: list(items) for name, items in options.get("patches", {}).items()}
+        own = {
+            name: [item for item in items if getattr(item, "control", None) is not self]
+            for name, items in options.get("patches", {}).items()
+        }
         for patch in patches:
             view = by_attention(patch)
             for attention in ("attn1", "attn2"):
-                own.setdefault(f"{attention}_patch", []).append(_patch(view, attention))
+                own.setdefault(f"{attention}_patch", []).append(_HostPatch(self, view, attention))
         options["patches"] = own
         if self.record is not None:
             self.record.note(**self._label(now), strength=place.strength, residuals=Residuals())
         return None
 
 
-def _patch(view: Any, attention: str) -> Any:
-    """A patch in the host's form: the inputs of to_q, to_k and to_v, and where they are."""
+class _HostPatch(NamedTuple):
+    """A patch in the host's form: on the inputs of to_q, to_k and to_v, told where they are."""
 
-    def change(q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]) -> tuple[Tensor, ...]:
-        own = view.get((*extra["block"], extra["block_index"], attention), {})
+    control: HostLLLite
+    view: Any
+    attention: str
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, extra: dict[str, Any]
+    ) -> tuple[Tensor, ...]:
+        own = self.view.get((*extra["block"], extra["block_index"], self.attention), {})
         return tuple(
             own[role](x) if role in own else x for role, x in zip("qkv", (q, k, v), strict=True)
         )
-
-    return change
 
 
 def kind_of_control(net: torch.nn.Module) -> type[HostControl]:

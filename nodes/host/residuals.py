@@ -48,9 +48,15 @@ def merged(control: HostResiduals | None, other: HostResiduals | None) -> HostRe
 
 
 def _sums(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tensor | None]:
-    # The host takes items from the end, so lists of different length are aligned there.
+    # UNets take items from the end, so lists of different length are aligned there; transformers,
+    # whose residuals are tokens, count from the start.
     length = max(len(first), len(second))
-    a, b = ([None] * (length - len(items)) + items for items in (first, second))
+    tokens = any(item is not None and item.ndim == 3 for item in (*first, *second))
+    fill = [[None] * (length - len(items)) for items in (first, second)]
+    a, b = (
+        items + none if tokens else none + items
+        for items, none in zip((first, second), fill, strict=True)
+    )
     return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+from torch import Tensor
+
 from ...cldm_core import Residuals
 from ...cldm_core.residuals import relative_change
+from .hints import identity
 
 
 class _Kept(NamedTuple):
     step: int
     residuals: Residuals
+    sources: tuple[Tensor, ...]
 
 
 class Reuse:
@@ -26,11 +30,19 @@ class Reuse:
         self._kept: dict[Hashable, _Kept] = {}
 
     def get(
-        self, key: Hashable, step: int | None, compute: Callable[[], Residuals]
+        self,
+        key: Hashable,
+        sources: tuple[Tensor, ...],
+        step: int | None,
+        compute: Callable[[], Residuals],
     ) -> tuple[Residuals, bool]:
-        """The residuals for a step, and whether they were there already."""
+        """The residuals for a step, and whether they were there already.
+
+        key: tells batches apart; sources: the hints that the residuals are made of.
+        """
         if self.every <= 1 or step is None:
             return compute(), False
+        key = (key, identity(sources))
         kept = self._kept.get(key)
         if kept is not None and 0 <= step - kept.step < self.every:
             return kept.residuals, True
@@ -39,5 +51,5 @@ class Reuse:
             self.drift.append(relative_change(found, kept.residuals))
         # The host may have put other batches together at other steps.
         self._kept = {k: v for k, v in self._kept.items() if 0 <= step - v.step < self.every}
-        self._kept[key] = _Kept(step, found)
+        self._kept[key] = _Kept(step, found, sources)
         return found, False

@@ -7,6 +7,7 @@ known only when the UNet gets there, so its own patches of input blocks tell.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,38 +22,55 @@ FOLLOWED = "cldm_followed"
 Size = tuple[int, int]
 
 
+@dataclass
+class Followed:
+    """What the patches read while a UNet runs.
+
+    call: where the host puts the whole chain's control; sizes: of the blocks without such patches.
+    """
+
+    call: dict[str, Any]
+    sizes: tuple[Size, ...]
+
+    @property
+    def control(self) -> Mapping[str, list[Tensor | None]]:
+        return self.call.get("control") or {}
+
+    def before(self, h: Tensor, extra: dict[str, Any]) -> Tensor:
+        """What the decoder sees of a block meets that block's residual."""
+        _fit(self.control, "output", extra["block"][1], h)
+        return h
+
+    def after(self, h: Tensor, extra: dict[str, Any]) -> Tensor:
+        """What the next block reads: it adds its residual to what it makes of that."""
+        index, sizes, size = extra["block"][1], self.sizes, (h.shape[-2], h.shape[-1])
+        if index + 2 == len(sizes):
+            _fit(self.control, "middle", -1, h, size)
+            self.call = {}  # the encoder has ended, and this is in the call's own options
+        else:
+            if sizes[index + 1] != sizes[index]:
+                size = (-(-size[0] // 2), -(-size[1] // 2))
+            _fit(self.control, "input", -1, h, size, checked=False)
+        return h
+
+
 def follow_blocks(options: dict[str, Any], call: dict[str, Any], sizes: tuple[Size, ...]) -> None:
     """Has the residuals of this call resampled to the blocks that they meet.
 
-    options: the call's transformer options, which get two patches; call: where the host puts the
-    whole chain's control; sizes: of the blocks as they are without such patches. Nothing is done
-    where no patch could change a size.
+    options: the call's transformer options, which get two patches; call, sizes: as in `Followed`.
+    Nothing is done where no patch could change a size.
     """
     patches = options.get("patches", {})
-    if options.get(FOLLOWED) or not (BEFORE in patches or AFTER in patches):
-        return
-
-    def before(h: Tensor, extra: dict[str, Any]) -> Tensor:
-        control, index = call.get("control") or {}, extra["block"][1]
-        _fit(control, "output", index, h)
-        return h
-
-    def after(h: Tensor, extra: dict[str, Any]) -> Tensor:
-        control, index = call.get("control") or {}, extra["block"][1]
-        size = (h.shape[-2], h.shape[-1])
-        if index + 2 == len(sizes):
-            _fit(control, "middle", -1, h, size)
-        elif sizes[index + 1] != sizes[index]:
-            size = (-(-size[0] // 2), -(-size[1] // 2))
-        _fit(control, "input", -1, h, size, checked=False)
-        return h
-
-    options[FOLLOWED] = True
-    options["patches"] = {
-        **patches,
-        BEFORE: [*patches.get(BEFORE, []), before],
-        AFTER: [*patches.get(AFTER, []), after],
-    }
+    followed = options.get(FOLLOWED)
+    if isinstance(followed, Followed):  # of another control, another door, or the tile before
+        followed.call, followed.sizes = call, sizes
+    elif BEFORE in patches or AFTER in patches:
+        options[FOLLOWED] = followed = Followed(call, sizes)
+        options["patches"] = {
+            **patches,
+            BEFORE: [*patches.get(BEFORE, []), followed.before],
+            AFTER: [*patches.get(AFTER, []), followed.after],
+        }
 
 
 def _fit(

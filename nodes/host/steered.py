@@ -44,7 +44,7 @@ class Call:
     @property
     def batch(self) -> Batch:
         """The rows."""
-        return Batch.of(self.options, self.x.shape[0], self.prompts)
+        return Batch.of(self.options, self.x.shape[0], self.prompts, self.size)
 
     @property
     def size(self) -> Size:
@@ -101,11 +101,8 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         The host reads those from `extra_hooks` all the same. Named here, newer hosts would load the
         base model a second time, as hooks on weights need it.
         """
-        own, self.extra_hooks = self.extra_hooks, None
-        try:
-            found: list[Any] = super().get_extra_hooks()
-        finally:
-            self.extra_hooks = own
+        previous = self.previous_controlnet
+        found: list[Any] = [] if previous is None else previous.get_extra_hooks()
         return found
 
     @property
@@ -128,9 +125,10 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.timestep_range = tuple(float(torch.tensor(edge)) for edge in self.timestep_range)
         self.clock = Clock(percent_to_timestep_function)
         self.reuse = Reuse(self.settings.reuse)
-        for listener in (self.applied, self.record):
-            if listener is not None:
-                listener.begin()
+        if self.applied is not None:
+            self.applied.begin(id(self))
+        if self.record is not None:
+            self.record.begin()
         self._cleanup_with(getattr(model, "current_patcher", None))
 
     def _cleanup_with(self, patcher: Any) -> None:
@@ -150,10 +148,11 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, key, end)
 
     def _end(self) -> None:
-        if self.clock is not None and self.applied is not None:
-            self.applied.counts.drift += self.reuse.drift
-            self.applied.send()
+        begun, drift = self.clock is not None, self.reuse.drift
         self._drop()
+        if begun and self.applied is not None:
+            self.applied.counts.drift += drift
+            self.applied.end(id(self))
 
     def _drop(self) -> None:
         super().cleanup()
@@ -244,7 +243,7 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         """Notes whether and on which rows the control acts."""
         if self.applied is not None:
             acting, all_rows = (len(rows), len(call.batch)) if strength else (0, 0)
-            self.applied.note(now, acting, all_rows)
+            self.applied.note(now, acting, all_rows, computed=not self.leaves_out_rows)
         if self.record is not None and not strength:
             self.record.skip(**self._label(now), reason=reason)
 
@@ -279,11 +278,15 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
             with self.applied.timing(call.x.device):
                 return self._computed(call, place)
 
-        found, again = self.reuse.get(key, now.step, compute)
+        found, again = self.reuse.get(key, self._sources(call), now.step, compute)
         if self.applied is not None:
             self.applied.counts.reused += again
             self.applied.counts.computed += not again
         return found
+
+    def _sources(self, call: Call) -> tuple[Tensor, ...]:
+        """The hints that a call's residuals are made of."""
+        return ()
 
     def _computed(self, call: Call, place: Place) -> Residuals:
         """What the net makes of the rows of `place`; here for nets that give residuals."""
