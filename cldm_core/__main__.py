@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import file_commands
 from .errors import CldmError
+from .modes import AUTO, CURVES, MODES
 from .pipeline import SCHEDULERS
 
 
@@ -120,6 +121,25 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "--guess-mode",
         action="store_true",
         help="weak early blocks, no control on the negative side",
+    )
+    sample.add_argument(
+        "--mode",
+        choices=MODES,
+        default="balanced",
+        help="prompt: my prompt is more important; control: ControlNet is more important "
+        "(%(default)s)",
+    )
+    sample.add_argument(
+        "--curve", choices=(AUTO, *CURVES), default=AUTO, help="the weights of modes (%(default)s)"
+    )
+    sample.add_argument(
+        "--blocks",
+        metavar="TEXT",
+        help='weights of the blocks in place of the mode\'s, such as "0-3: 0.5, middle: 1" or '
+        '"only middle"',
+    )
+    sample.add_argument(
+        "--schedule", metavar="TEXT", help='strength over the steps, such as "0: 1, 0.6: 1, 1: 0"'
     )
     sample.add_argument("--steps", type=int, default=25, help="sampling steps (%(default)s)")
     sample.add_argument(

@@ -15,13 +15,17 @@ import torch
 from torch import Tensor
 
 from . import tiny
+from .block_text import parse_blocks
 from .checkpoint import load_control
 from .checkpoint.load import ControlModule
+from .control import Control, Hint
 from .control_lora import BoundControlNet
 from .errors import CldmError
 from .hooks import named_function
+from .modes import weights_for
 from .pictures import check_writable, read_picture, side_by_side, square, write_picture
-from .pipeline import Control, Hint, Picture, Pipeline, Settings, to_hint
+from .pipeline import Picture, Pipeline, Settings, to_hint
+from .schedule import Schedule
 from .union import UnionControlNet, control_type_names, control_type_number
 
 TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
@@ -165,9 +169,22 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
     hints = _typed(hint, net, arguments)
     return [
         Control(
-            net, hints, arguments.strength, arguments.start, arguments.end, arguments.guess_mode
+            net,
+            hints,
+            strength=arguments.strength,
+            start=arguments.start,
+            end=arguments.end,
+            guess_mode=arguments.guess_mode,
+            mode=arguments.mode,
+            curve=arguments.curve,
+            blocks=_blocks(arguments.blocks, net),
+            schedule=arguments.schedule and Schedule.parse(arguments.schedule),
         )
     ]
+
+
+def _blocks(text: str | None, net: ControlModule) -> tuple[float, ...] | None:
+    return None if text is None else parse_blocks(text, len(weights_for(net, "balanced")))
 
 
 def _net(arguments: argparse.Namespace) -> ControlModule:
