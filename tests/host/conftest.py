@@ -74,13 +74,37 @@ def families(
     return run_in_host(install, HERE / "inside" / "families.py", args, folder=folder)
 
 
+@pytest.fixture(scope="session")
+def apply_cases(
+    install: HostInstall, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What the cases of applied control (tests/host/inside/apply*.py) found, by their groups."""
+    folder = tmp_path_factory.mktemp(f"apply-{install.version}")
+    args = {"advanced": advanced_controlnet(install)}
+    return run_in_host(install, HERE / "inside" / "apply.py", args, folder=folder)
+
+
+def advanced_controlnet(install: HostInstall) -> str | None:
+    """The folder of ComfyUI-Advanced-ControlNet: ADVANCED_CONTROLNET, or beside the host's."""
+    beside = install.root.parent / "ComfyUI-Advanced-ControlNet"
+    folder = Path(os.environ.get("ADVANCED_CONTROLNET", beside))
+    return str(folder) if (folder / "__init__.py").is_file() else None
+
+
+@pytest.fixture
+def applied(apply_cases: dict[str, dict[str, Any]]) -> Callable[[str, str], Any]:
+    """`applied(group, name)`: what one case found; its traceback, where it failed."""
+    return lambda group, name: _answer(apply_cases, group, name)
+
+
 @pytest.fixture
 def case(families: dict[str, dict[str, Any]]) -> Callable[[str, str], Any]:
     """`case(group, name)`: what one case found; its traceback, where it failed."""
 
-    def one(group: str, name: str) -> Any:
-        answer = families[group][name]
-        assert "failed" not in answer, answer["failed"]
-        return answer
+    return lambda group, name: _answer(families, group, name)
 
-    return one
+
+def _answer(groups: dict[str, dict[str, Any]], group: str, name: str) -> Any:
+    answer = groups[group][name]
+    assert "failed" not in answer, answer["failed"]
+    return answer

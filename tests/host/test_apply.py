@@ -1,0 +1,79 @@
+"""Applied control in the real hosts: sides, modes, timing, frames, areas, neighbours, ends.
+
+The cases run inside a host, all in one process (tests/host/inside/apply*.py, started by the fixture
+`apply_cases`); here is what they must find: `applied(group, name)` is the answer of one.
+With ADVANCED_CONTROLNET, the folder of Kosinkadink/ComfyUI-Advanced-ControlNet, that pack is tried
+as well; a folder of that name beside the host's is found by itself.
+"""
+
+ROUNDING = 1e-3
+"""Beside latents of up to 30: batches of other sizes are summed in another order."""
+STEPS = 3
+
+
+# --- sides ---
+
+
+def test_the_negative_side_is_left_out_and_not_computed(applied) -> None:
+    answer = applied("sides", "both_sides")
+    assert answer["net"] == [1] * STEPS
+    assert answer["unet"] == [2] * STEPS, "both sides stay in one batch"
+    assert answer["as on the positive side alone"] <= ROUNDING
+    assert answer["effect"] > 1
+
+
+def test_rows_that_are_left_out_are_as_if_computed_and_zeroed(applied) -> None:
+    answer = applied("sides", "both_sides")
+    assert answer["computed"] == [2] * STEPS
+    assert answer["as computed and zeroed"] <= ROUNDING
+
+
+def test_rows_of_unknown_side_get_the_control_in_full(applied) -> None:
+    assert applied("sides", "dual")["unknown"] == {"net": [2] * STEPS, "unet": [3] * STEPS}
+
+
+def test_marks_win_over_the_names_of_a_guider(applied) -> None:
+    answer = applied("sides", "dual")
+    assert answer["marks win"]["net"] == [3] * STEPS
+    assert answer["negative everywhere"]["net"] == []
+
+
+def test_perp_neg_has_the_control_on_its_positive_side(applied) -> None:
+    answer = applied("sides", "perp_neg")
+    assert answer["net"] == [1] * STEPS
+    assert sum(answer["unet"]) == 3 * STEPS
+
+
+def test_a_side_asked_for_alone_is_known(applied) -> None:
+    answer = applied("sides", "alone")
+    assert answer["sag"] == {"net": [1] * STEPS, "unet": [2, 1] * STEPS}, "the negative one"
+    assert answer["pag"] == {"net": [1, 1] * STEPS, "unet": [2, 1] * STEPS}, "the positive one"
+    assert answer["no guidance"] == {"net": [1] * STEPS, "unet": [1] * STEPS}
+
+
+def test_pooled_nets_behind_the_host_s_node_act_on_the_positive_side(applied) -> None:
+    assert applied("sides", "without_apply") == {"net": [1] * STEPS, "unet": [2] * STEPS}
+
+
+def test_our_hooks_are_added_once_and_on_no_conditioning(applied) -> None:
+    assert applied("sides", "hooks") == {
+        "on conditionings": False,
+        "looked": 2 * STEPS,
+        "wrappers": 1,
+        "named": 0,
+        "has hooks": False,
+    }
+
+
+def test_a_host_with_dynamic_memory_loads_the_base_once(applied) -> None:
+    assert applied("sides", "dynamic") == {"loaded again": 0}
+
+
+def test_hooks_on_weights_work_beside_ours(applied) -> None:
+    answer = applied("sides", "other_hooks")
+    assert answer["as a patch"] <= ROUNDING
+    assert answer["by the door"] == 0
+    assert answer["effect"] > 0.1
+    assert min(answer["scheduled"]) > 0.01, "neither off nor on throughout"
+    assert answer["one side"] == [1] * 2 * STEPS
+    assert answer["again"] == 0
