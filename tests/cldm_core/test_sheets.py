@@ -392,5 +392,12 @@ def test_the_aspect_of_cells_is_that_of_the_picture() -> None:
     assert Rows.of(record.nets[0]).aspect == 2.0
 
 
+def test_the_middle_stands_apart_from_the_encoder() -> None:
+    layout = Layout.of(("z0", "z1", "middle"), 1, 1.0)
+    first, second, middle = (layout.place(row, 0) for row in range(3))
+    assert middle.top - second.bottom > second.top - first.bottom
+    assert middle.bottom == layout.grid.bottom
+
+
 def test_the_font_is_looked_up_once_per_size() -> None:
     assert canvas_module._font(20) is canvas_module._font(20)
