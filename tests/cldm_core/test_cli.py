@@ -48,6 +48,26 @@ def test_sample_with_a_hint_made_by_an_annotator(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "crab_1.png").shape == (tiny.SIZE, tiny.SIZE, 3)
 
 
+def test_modes_blocks_and_schedules_are_those_of_the_pipeline(tmp_path: Path) -> None:
+    common = (
+        *("sample", "crab", tmp_path / "crab.png", "--controlnet", "embedded:canny"),
+        *("--hint", tiny.EXAMPLE, "--annotator", "annotators:canny", "--steps", "2"),
+    )
+    pictures = []
+    for options in (
+        ("--strength", "0"),
+        ("--blocks", "rest: 0"),
+        ("--schedule", "0: 0"),
+        ("--mode", "control", "--curve", "diffusers"),
+    ):
+        assert main([*map(str, common), *options]) == 0
+        pictures.append(read_picture(tmp_path / "crab.png"))
+    off, no_blocks, never, steered = pictures
+    assert np.array_equal(off, no_blocks)
+    assert np.array_equal(off, never)
+    assert not np.array_equal(off, steered)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
