@@ -6,6 +6,8 @@ With ADVANCED_CONTROLNET, the folder of Kosinkadink/ComfyUI-Advanced-ControlNet,
 as well; a folder of that name beside the host's is found by itself.
 """
 
+import pytest
+
 ROUNDING = 1e-3
 """Beside latents of up to 30: batches of other sizes are summed in another order."""
 STEPS = 3
@@ -77,3 +79,57 @@ def test_hooks_on_weights_work_beside_ours(applied) -> None:
     assert min(answer["scheduled"]) > 0.01, "neither off nor on throughout"
     assert answer["one side"] == [1] * 2 * STEPS
     assert answer["again"] == 0
+
+
+# --- modes ---
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "t2i", "t2i_xl"])
+def test_modes_multiply_the_residuals_with_the_core_s_numbers(applied, family: str) -> None:
+    answer = applied("modes", f"weights {family}")
+    assert answer.pop("count") == {"sd15": 13, "sdxl": 10}.get(family, 4)
+    assert answer.pop("size") > 1
+    refused = {name: found for name, found in answer.items() if isinstance(found, str)}
+    assert all(found <= ROUNDING for name, found in answer.items() if name not in refused)
+    assert sorted(refused) == (
+        ["control, original", "prompt, original"] if family == "sdxl" else []
+    )
+    assert all("a1111, diffusers" in sentence for sentence in refused.values())
+
+
+def test_a_mode_is_a_net_with_weaker_zero_convolutions(applied) -> None:
+    answer = applied("modes", "scaled")
+    assert answer["by hand"] <= ROUNDING
+    assert answer["effect"] > 1
+
+
+def test_blocks_are_weighed_by_text_and_presets(applied) -> None:
+    answer = applied("modes", "blocks")
+    assert answer["text"] == [0.5] * 3 + [1.0] * 9 + [2.0]
+    assert len(answer["presets"]) >= 5
+    assert max(answer["presets"]) <= 1e-4
+    assert answer["wrong"].startswith("CldmError: 3 weights were given: write 13 numbers")
+
+
+DOORS = ["prompt", "control", "curve", "weights", "schedule", "schedule by steps", "frames"]
+DOORS += ["mask", "mask for each", "reuse", "stretch", "fill", "window", "window by steps"]
+DOORS += ["hints", "strength"]
+
+
+@pytest.mark.parametrize("setting", DOORS)
+def test_both_doors_agree_bit_for_bit(applied, setting: str) -> None:
+    apart, effect = applied("modes", "doors")[setting]
+    assert apart == 0
+    assert effect > 0.01
+
+
+def test_settings_that_say_nothing_change_nothing(applied) -> None:
+    answer = dict(applied("modes", "nothing"))
+    assert answer.pop("strength 0") is True
+    assert answer.pop("strength 0, model") is True
+    assert len(answer) == 8
+    assert set(answer.values()) == {0.0}
+
+
+def test_options_may_be_chained_in_any_order(applied) -> None:
+    assert applied("modes", "options") == {"order": True, "reuse": 3}

@@ -1,0 +1,213 @@
+"""Modes, weights of blocks, and all settings that both doors share; settings that change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from apply_stage import Stage, apart, control_of, ratios, tensors
+from equal import adapter_state
+from torch import Tensor
+from world import World, distance, sentence
+
+PROMPT, CONTROL = "my prompt is more important", "ControlNet is more important"
+NETS = {
+    "sd15": ("sd", None),
+    "sdxl": ("xl", None),
+    "t2i": ("sd", {}),
+    "t2i_xl": ("xl", {"kind": "xl"}),
+}
+CHANNELS = (64, 128, 256, 256)
+
+
+def weights(family: str) -> Callable[[World], Any]:
+    """How far what the UNet gets is from the balanced residuals times the core's numbers."""
+
+    def case(world: World) -> Any:
+        base, adapter = NETS[family]
+        stage = Stage(world, base)
+        if adapter is not None:
+            state = adapter_state(world, channels=CHANNELS, **adapter)
+            stage.control = world.ours(world.save(f"apply {family}", state))
+        curves = world.core.modes.CURVES if adapter is None else ("a1111",)
+        plain = stage.controls(stage.applied(), steps=1)[0]
+        found: dict[str, Any] = {"count": len(tensors(plain)), "size": size(plain)}
+        for curve in ("auto", *curves):
+            options = stage.options.ControlWeights.execute(curve, "text", "").args[0]
+            for mode, name in ((PROMPT, "prompt"), (CONTROL, "control")):
+                make = partial(stage.applied, mode=mode, options=options)
+                found[f"{name}, {curve}"] = one_mode(world, stage, make, plain, (name, family))
+        return found
+
+    def one_mode(
+        world: World, stage: Stage, make: Callable[[], Any], plain: Any, mode: tuple[str, str]
+    ) -> Any:
+        prompts: Any = None
+        refused = sentence(lambda: make())
+        if refused:
+            return refused
+        prompts = make()
+        settings = control_of(prompts).settings
+        curve = {"sdxl": "a1111", "t2i": "a1111", "t2i_xl": "a1111"}.get(mode[1], "original")
+        curve = curve if settings.curve == "auto" else settings.curve
+        numbers = world.core.block_weights(*mode, curve)
+        got = stage.controls(prompts, steps=1)[0]
+        if mode[0] == "control":  # on the positive row alone, which the host puts last
+            got = {slot: [rows_of(item, -1) for item in items] for slot, items in got.items()}
+            plain = {slot: [rows_of(item, -1) for item in items] for slot, items in plain.items()}
+        return apart(got, plain, numbers)
+
+    return case
+
+
+def size(control: Any) -> float:
+    return max(float(item.abs().max()) for item in tensors(control))
+
+
+def rows_of(item: Tensor | None, row: int) -> Tensor | None:
+    return None if item is None else item[row:][:1]
+
+
+def scaled(world: World) -> Any:
+    """Latents of the prompt's mode, beside a net whose zero convolutions are scaled by hand."""
+    stage = Stage(world, "sd")
+    numbers = world.core.block_weights("prompt", "sd15", "original")
+    state = world.controlnet(stage.model)
+    for index, number in enumerate(numbers):
+        name = "middle_block_out" if index == 12 else f"zero_convs.{index}.0"
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            state[key] = state[key] * number
+    by_hand = world.ours(world.save("apply scaled", state))
+    found = stage.sample(stage.applied(mode=PROMPT))
+    return {
+        "by hand": distance(found, stage.sample(stage.applied(by_hand))),
+        "effect": distance(found, stage.sample(stage.applied())),
+    }
+
+
+def blocks(world: World) -> Any:
+    """Weights as text and presets: what each block is multiplied with."""
+    stage = Stage(world, "sd")
+    plain = stage.controls(stage.applied(), steps=1)[0]
+
+    def got(preset: str, text: str) -> list[float]:
+        options = stage.options.ControlWeights.execute("auto", preset, text).args[0]
+        return ratios(stage.controls(stage.applied(options=options), steps=1)[0], plain)
+
+    presets = world.pack("cldm_core.block_text").PRESETS
+    parse = world.pack("cldm_core.block_text").parse_blocks
+    options = stage.options.ControlWeights.execute("auto", "text", "1, 2, 3").args[0]
+    return {
+        "text": got("text", "0-2: 0.5, middle: 2, rest: 1"),
+        "presets": [
+            max(abs(a - b) for a, b in zip(got(name, ""), parse(name, 13), strict=True))
+            for name in presets
+        ],
+        "wrong": sentence(lambda: stage.applied(options=options)),
+    }
+
+
+def doors(world: World) -> Any:
+    """Each setting by the conditioning and by the MODEL: how far apart, and how far from none."""
+    stage = Stage(world)
+    options = stage.options
+    half = torch.zeros(2, 128, 128)
+    half[0, :, :64], half[1, 64:] = 1, 0.5
+    steps, timesteps = options.ControlTiming.define_schema().inputs[0].options[::-1]
+    settings: dict[str, dict[str, Any]] = {
+        "prompt": {"mode": PROMPT},
+        "control": {"mode": CONTROL},
+        "curve": {
+            "mode": PROMPT,
+            "options": options.ControlWeights.execute("diffusers", "text", "").args[0],
+        },
+        "weights": {
+            "options": options.ControlWeights.execute("auto", "text", "0-3: 0.5, rest: 1").args[0]
+        },
+        "schedule": {"schedule": "0: 1, 1: 0 cosine"},
+        "schedule by steps": {
+            "schedule": "1, 0",
+            "options": options.ControlTiming.execute(steps, "").args[0],
+        },
+        "frames": {"options": options.ControlTiming.execute(timesteps, "0: 1, 1: 0").args[0]},
+        "mask": {"mask": half[:1]},
+        "mask for each": {"mask": half},
+        "reuse": {"options": options.ControlSpeed.execute(2).args[0]},
+        "stretch": {"hint": world.hint(96, 160), "fit": "stretch"},
+        "fill": {"hint": world.hint(96, 160), "fit": "fill"},
+        "window": {"window": (0.2, 0.6)},
+        "window by steps": {
+            "window": (0.3, 0.6),
+            "options": options.ControlTiming.execute(steps, "").args[0],
+        },
+        "hints": {"hint": world.hint(128, 128, batch=2)},
+        "strength": {"strength": 0.4},
+    }
+    plain = stage.sample(stage.applied(), batch=2)
+    found = {}
+    for name, setting in settings.items():
+        first = stage.sample(stage.applied(**setting), batch=2)
+        second = stage.sample(None, stage.patched(**setting), batch=2)
+        found[name] = [distance(first, second), distance(first, plain)]
+    return found
+
+
+def nothing(world: World) -> Any:
+    """Settings that are the same as none: how far apart the latents are."""
+    stage = Stage(world)
+    timing = stage.options.ControlTiming
+    unit = timing.define_schema().inputs[0].options
+    plain = stage.sample(stage.applied(), batch=2)
+    same: dict[str, dict[str, Any]] = {
+        "mask of ones": {"mask": torch.ones(1, 128, 128)},
+        "schedule of one": {"schedule": "0: 1"},
+        "frames of one": {"options": timing.execute(unit[0], "1").args[0]},
+        "weights of one": {
+            "options": stage.options.ControlWeights.execute("auto", "text", "rest: 1").args[0]
+        },
+        "window of all steps": {"options": timing.execute(unit[1], "").args[0]},
+        "curve of balanced": {
+            "options": stage.options.ControlWeights.execute("diffusers", "text", "").args[0]
+        },
+    }
+    zero = stage.applied(strength=0.0)
+    bare = stage.sample()
+    black = stage.sample(stage.applied(mask=torch.zeros(1, 128, 128)))
+    return {
+        **{
+            name: distance(stage.sample(stage.applied(**setting), batch=2), plain)
+            for name, setting in same.items()
+        },
+        "strength 0": all(a is b for a, b in zip(zero, stage.prompts, strict=True)),
+        "strength 0, model": stage.patched(strength=0.0) is stage.model,
+        "black mask": distance(black, bare),
+        "schedule of 0": distance(stage.sample(stage.applied(schedule="0")), bare),
+    }
+
+
+def options(world: World) -> Any:
+    """Options nodes in any order."""
+    nodes = world.pack("nodes.options")
+    makers = [
+        lambda given: nodes.ControlWeights.execute("a1111", "text", "0.5", given).args[0],
+        lambda given: nodes.ControlTiming.execute("steps (WebUI)", "1, 0", given).args[0],
+        lambda given: nodes.ControlSpeed.execute(3, given).args[0],
+    ]
+
+    def chained(order: list[Any]) -> dict[str, Any]:
+        given = None
+        for make in order:
+            given = make(given)
+        return dataclasses.asdict(given)
+
+    return {"order": chained(makers) == chained(makers[::-1]), "reuse": chained(makers)["reuse"]}
+
+
+def cases() -> dict[str, Callable[[World], Any]]:
+    return {
+        **{f"weights {family}": weights(family) for family in NETS},
+        **{act.__name__: act for act in (scaled, blocks, doors, nothing, options)},
+    }
