@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from controlnet_pack.cldm_core import CldmError, Residuals
-from controlnet_pack.cldm_core import sheets_canvas as canvas_module
 from controlnet_pack.cldm_core.record import ControlRecord
 from controlnet_pack.cldm_core.sheets import heat_sheet, strength_plot
 from controlnet_pack.cldm_core.sheets_canvas import (
@@ -397,7 +396,3 @@ def test_the_middle_stands_apart_from_the_encoder() -> None:
     first, second, middle = (layout.place(row, 0) for row in range(3))
     assert middle.top - second.bottom > second.top - first.bottom
     assert middle.bottom == layout.grid.bottom
-
-
-def test_the_font_is_looked_up_once_per_size() -> None:
-    assert canvas_module._font(20) is canvas_module._font(20)
