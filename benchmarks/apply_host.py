@@ -139,6 +139,7 @@ def quality(core: Any, task: dict[str, Any]) -> None:
     """Pictures of the embedded model by each way that isn't exact, against exact ones."""
     from apply_quality import compare
 
+    say("machine", **machine())
     compare(core, task, say)
 
 

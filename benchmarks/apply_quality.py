@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from apply_variants import BF16, EXACT, REUSE_2, REUSE_3, VARIANTS, Variant
+from apply_variants import BF16, EXACT, NONE, REUSE_2, REUSE_3, VARIANTS, Variant
 from apply_world import Missing, World, call
 from torch import Tensor
 
@@ -27,8 +27,9 @@ def pictures(world: World, variant: Variant, seeds: int) -> tuple[list[Tensor], 
     """Decoded pictures, one for each seed, and the drift that the control told of each."""
     encode = nodes.CLIPTextEncode().encode
     prompts = (encode(world.clip, PROMPT)[0], encode(world.clip, "")[0])
-    (hint,) = call("CLDM_Canny", world.example, low=100, high=200)
-    behind = world.controlled(variant, world.net(variant), prompts, hint)
+    (hint,) = call("CLDM_Canny", world.example)
+    control = None if variant.by == NONE else world.net(variant)
+    behind = world.controlled(variant, control, prompts, hint)
     found, drifts = [], []
     for seed in range(seeds):
         latents = world.sample(behind, STEPS, seed=seed)
@@ -39,8 +40,8 @@ def pictures(world: World, variant: Variant, seeds: int) -> tuple[list[Tensor], 
 
 def drift(prompts: tuple[Any, Any]) -> list[float]:
     """The largest drift that the control of these prompts told of its last sampling, if any."""
-    control = prompts[0][0][1]["control"]
-    told = control.applied.counts.drift
+    control = prompts[0][0][1].get("control")
+    told = control.applied.counts.drift if control else []
     return [round(max(told), 4)] if told else []
 
 
@@ -49,7 +50,7 @@ def compare(core: Any, task: dict[str, Any], say: Callable[..., None]) -> None:
     world = World(core, True, None)
     named = {variant.name: variant for variant in VARIANTS}
     exact, _ = pictures(world, named[EXACT], task["seeds"])
-    for name in (REUSE_2, REUSE_3, BF16):
+    for name in (REUSE_2, REUSE_3, BF16, NONE):
         try:
             found, drifts = pictures(world, named[name], task["seeds"])
         except Missing as reason:
