@@ -118,7 +118,7 @@ def spread_rows(residuals: Residuals, rows: Sequence[int], batch: int) -> Residu
             )
         places = torch.tensor(rows, dtype=torch.long, device=item.device)
         whole = item.new_zeros(batch, *item.shape[1:])
-        return whole.index_copy(0, places, item.expand(len(rows), *item.shape[1:]))
+        return whole.index_copy_(0, places, item.expand(len(rows), *item.shape[1:]))
 
     return map_residuals(spread, residuals)
 

@@ -231,6 +231,8 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
             inside = begin <= share <= end
         if not inside:
             return 0.0, "outside of the window"
+        if self.weights is not None and not any(self.weights):
+            return 0.0, "weights 0"
         strength = float(self.strength)
         schedule = self.settings.schedule
         if schedule is not None:
