@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ NODES: dict[str, dict[str, Any]] = json.loads(OBJECT_INFO.read_text(encoding="ut
 # What an input is drawn as: a widget for these types and for lists of choices, else a socket.
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 MUTED = 2  # a node's mode in the editor: it is shown and does not run
+NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
+TITLE = 30  # pixels that a node's title takes above it
 # They work on union ControlNets, and the embedded model has none.
 NEED_A_DOWNLOAD = {"CLDM_SetControlType", "CLDM_AddUnionHint"}
 
@@ -31,9 +34,10 @@ def widgets_of(node: dict[str, Any]) -> list[str]:
     """
     names = []
     for name, (kind, *options) in inputs_of(node).items():
-        if isinstance(kind, list) or kind in WIDGET_TYPES:
+        told = options[0] if options else {}
+        if (isinstance(kind, list) or kind in WIDGET_TYPES) and not told.get("forceInput"):
             names.append(name)
-            if options and options[0].get("control_after_generate"):
+            if told.get("control_after_generate"):
                 names.append("control_after_generate")
     return names
 
@@ -42,17 +46,26 @@ def editor(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def nodes_of(path: Path) -> list[dict[str, Any]]:
+    """The nodes of the host, without notes."""
+    return [node for node in editor(path)["nodes"] if node["type"] != NOTE]
+
+
 def prompt(path: Path) -> dict[str, Any]:
     return editor(path.parent / "api" / path.name)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_nodes_exist_with_these_sockets_and_widgets(path: Path) -> None:
-    for node in editor(path)["nodes"]:
+    for node in nodes_of(path):
         declared = NODES[node["type"]]
         widgets = widgets_of(declared)
         sockets = [name for name in inputs_of(declared) if name not in widgets]
-        assert [entry["name"] for entry in node["inputs"]] == sockets, node["type"]
+        entries = node["inputs"]
+        assert [e["name"] for e in entries if "widget" not in e] == sockets, node["type"]
+        wired = [e for e in entries if "widget" in e]
+        assert all(e["name"] == e["widget"]["name"] and e["name"] in widgets for e in wired)
+        assert all(e["link"] is not None for e in wired)
         assert len(node["widgets_values"]) == len(widgets), node["type"]
         assert [entry["name"] for entry in node["outputs"]] == declared["output_name"]
 
@@ -61,7 +74,7 @@ def test_nodes_exist_with_these_sockets_and_widgets(path: Path) -> None:
 def test_the_api_prompt_is_the_same_graph(path: Path) -> None:
     graph, calls = editor(path), prompt(path)
     sources = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
-    running = [node for node in graph["nodes"] if node["mode"] != MUTED]
+    running = [node for node in nodes_of(path) if node["mode"] != MUTED]
     assert {str(node["id"]) for node in running} == set(calls)
     for node in running:
         call = calls[str(node["id"])]
@@ -76,7 +89,7 @@ def test_the_api_prompt_is_the_same_graph(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_what_a_node_needs_is_wired(path: Path) -> None:
-    for node in editor(path)["nodes"]:
+    for node in nodes_of(path):
         optional = NODES[node["type"]]["input"].get("optional", {})
         free = [entry["name"] for entry in node["inputs"] if entry["link"] is None]
         assert set(free) <= set(optional), node["type"]
@@ -96,9 +109,35 @@ def test_links_agree_at_both_ends(path: Path) -> None:
     for number, source, output, target, slot, kind in graph["links"]:
         assert number in nodes[source]["outputs"][output]["links"]
         assert nodes[source]["outputs"][output]["type"] == kind
-        assert nodes[target]["inputs"][slot] == {
-            "name": nodes[target]["inputs"][slot]["name"], "type": kind, "link": number,
-        }  # fmt: skip
+        entry = nodes[target]["inputs"][slot]
+        assert (entry["type"], entry["link"]) == (kind, number)
+
+
+def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a node with its title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_node_lies_on_another(path: Path) -> None:
+    for a, b in combinations(editor(path)["nodes"], 2):
+        (left, top, right, bottom), (x0, y0, x1, y1) = box(a), box(b)
+        apart = right <= x0 or x1 <= left or bottom <= y0 or y1 <= top
+        assert apart, (a["type"], b["type"])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_node_lies_in_a_group(path: Path) -> None:
+    groups = [
+        (x, y, x + width, y + height)
+        for x, y, width, height in (group["bounding"] for group in editor(path)["groups"])
+    ]
+    for node in editor(path)["nodes"]:
+        left, top, right, bottom = box(node)
+        assert any(
+            x0 <= left and y0 <= top and right <= x1 and bottom <= y1 for x0, y0, x1, y1 in groups
+        ), node["type"]
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -26,8 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
 OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
 PICTURE = ROOT / "docs" / "first_picture.png"
-SIDE = 384  # pixels; a thumbnail is the hint and the picture, side by side
+SIDE = 384  # pixels; a thumbnail is the hints and the pictures, side by side
 QUALITY = 85
+WIDE = 1.7  # width to height from which on pictures are put one above the other
+NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
+INSPECTOR = "CLDM_ControlInspector"  # whose pictures are thumbnail enough
 # What tests/test_workflows.py and comfy-lint read of a node's description.
 FACTS = (
     *("input", "input_order", "output", "output_is_list", "output_name", "name", "display_name"),
@@ -75,28 +78,39 @@ def describe_nodes(client: HostClient) -> None:
     """Write what the host says of our nodes and of those that the workflows use."""
     described = client.object_info()
     used = {node["type"] for path in WORKFLOWS.glob("*.json") for node in read(path)["nodes"]}
-    names = sorted(used | {name for name in described if name.startswith("CLDM_")})
+    ours = {name for name in described if name.startswith("CLDM_")}
+    names = sorted((used | ours) - {NOTE})
     kept = {name: {fact: described[name][fact] for fact in FACTS} for name in names}
     OBJECT_INFO.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def write_thumbnail(client: HostClient, path: Path) -> None:
-    """Run an API prompt and put its hint and its picture side by side."""
+    """Run an API prompt and put its hints and its pictures side by side."""
     prompt = read(path)
     result = client.queue(prompt)
     if result.status != "success":
         raise SystemExit(f"{path.name}: {result.message()}")
-    shown = {prompt[node]["class_type"]: node for node in result.outputs}
-    pictures = [
-        cv2.resize(
-            client.images(result, shown[kind])[0], (SIDE, SIDE), interpolation=cv2.INTER_CUBIC
-        )
-        for kind in ("PreviewImage", "SaveImage")
-    ]
+    shown: dict[str, list[np.ndarray]] = {}
+    for node in sorted(result.outputs, key=int):
+        kind = prompt[node]["class_type"]
+        shown[kind] = [*shown.get(kind, []), *client.images(result, node)]
+    pictures = shown.get(INSPECTOR) or [*shown["PreviewImage"], *shown["SaveImage"]]
     thumbnail = WORKFLOWS / f"{path.stem}.jpg"
-    order = np.hstack(pictures)[..., 2::-1]
+    order = joined(pictures)[..., 2::-1]
     cv2.imwrite(str(thumbnail), order, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     sys.stdout.write(f"{thumbnail.name}: {thumbnail.stat().st_size} bytes\n")
+
+
+def joined(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures in a row; in a column where they are wide."""
+    height, width = pictures[0].shape[:2]
+    wide = width >= WIDE * height
+    cells = []
+    for picture in pictures:
+        scale = SIDE / picture.shape[0]
+        way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        cells.append(cv2.resize(picture[..., :3], None, fx=scale, fy=scale, interpolation=way))
+    return np.vstack(cells) if wide else np.hstack(cells)
 
 
 if __name__ == "__main__":
