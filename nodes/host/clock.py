@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 BISECTIONS = 24
-"""Halvings of [0, 1]: enough for a share of the sampling to seven digits."""
+"""Halvings of [0, 1]: enough for the digits of a share of the sampling."""
+DIGITS = 6
+"""Rounded to these the ends are 0 and 1, so that a schedule which ends in 0 does."""
 TOLERANCE = 1e-4
 """How far, in shares of it, a sigma may lie from that of its step: samplers compute them anew."""
 
@@ -57,4 +59,4 @@ class Clock:
         for _ in range(BISECTIONS):
             middle = (low + high) / 2
             low, high = (middle, high) if self.sigma_of(middle) > now.sigma else (low, middle)
-        return (low + high) / 2
+        return round((low + high) / 2, DIGITS)

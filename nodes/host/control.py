@@ -151,7 +151,8 @@ class HostControl(Steered):
         # A pack that puts several tiles into a call brings the hint of each row.
         each_row = tiled and len(batch) == max(hint.shape[0] for hint in hints.values()) > 1
         total = len(batch) if each_row else batch.total
-        most = min(total, max(hint.shape[0] for hint in hints.values()))
+        given = {min(hint.shape[0], total) for hint in hints.values()} - {1}
+        most = total if len(given) > 1 else max(given, default=1)
 
         def encode() -> Any:
             return self._encode(
