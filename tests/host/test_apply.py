@@ -133,3 +133,94 @@ def test_settings_that_say_nothing_change_nothing(applied) -> None:
 
 def test_options_may_be_chained_in_any_order(applied) -> None:
     assert applied("modes", "options") == {"order": True, "reuse": 3}
+
+
+# --- time ---
+
+
+def test_windows_of_timesteps_are_the_host_s(applied) -> None:
+    answer = applied("time", "as_host")
+    assert len(answer) == 7
+    assert all(ours == theirs for ours, theirs in answer.values())
+    assert len({ours for ours, _ in answer.values()}) > 2
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"),
+    [("euler", [2, 1, 4]), ("heun", [4, 1, 7]), ("dpm_2", [4, 2, 7]), ("dpmpp_2m", [2, 1, 4])],
+)
+def test_windows_of_steps_hold_both_ends(applied, sampler: str, calls: list[int]) -> None:
+    answer = applied("time", "steps")
+    middle, first, whole = calls
+    assert answer[f"{sampler} (0.25, 0.5)"] == [[1, 2], 4, middle]
+    assert answer[f"{sampler} (0.0, 0.0)"] == [[0], 4, first]
+    assert answer[f"{sampler} (1.0, 1.0)"] == [[], 4, 0], "no step has the share 1"
+    assert answer[f"{sampler} (0.0, 1.0)"] == [[0, 1, 2, 3], 4, whole]
+    assert answer[f"{sampler} (0.26, 0.49)"] == [[], 4, 0]
+
+
+def test_steps_are_counted_from_where_denoising_begins(applied) -> None:
+    assert applied("time", "steps")["half denoised"] == [1, 2]
+
+
+def test_schedules_follow_their_unit(applied) -> None:
+    answer = applied("time", "schedules")
+    assert answer["steps"] == [1.0, 0.75, 0.5, 0.25]
+    assert answer["between steps"] == [1.0, 1.0, 0.75, 0.75, 0.5, 0.5, 0.25]
+    assert len(answer["timesteps"]) == 3, "the last has the strength 0 and isn't computed"
+    assert max(answer["timesteps"]) <= 1e-5
+    assert answer["first"] == 1
+
+
+def test_what_has_no_weight_is_not_computed(applied) -> None:
+    assert applied("time", "zero_in_between") == {"calls": 2, "no frame": [0, 0]}
+
+
+def test_residuals_are_used_again_for_as_many_steps_as_are_set(applied) -> None:
+    answer = applied("time", "reuse")
+    for name, calls in {"2 euler": 3, "3 euler": 2, "8 euler": 1, "2 heun": 3}.items():
+        assert answer[name]["net"] == answer[name]["told"][0] == calls
+        assert answer[name]["told"][1] == (11 if "heun" in name else 6) - calls
+        assert answer[name]["drifts"] == calls - 1
+        assert (answer[name]["drift"] > 0.01) is (calls > 1)
+    assert answer["window"] == 2
+
+
+# --- frames ---
+
+
+def test_pictures_have_factors_and_those_with_none_are_not_computed(applied) -> None:
+    answer = applied("frames", "factors")
+    assert answer["factors"] == [1.0, 0.0, 0.25, 0.5]
+    assert answer["rows"] == [6]
+    assert answer["too short"].startswith("CldmError: In a batch of 2 the keyframes are at")
+
+
+@pytest.mark.parametrize(("given", "encoded"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 4)])
+def test_hints_of_a_batch_begin_again_where_there_are_fewer(applied, given, encoded) -> None:
+    answer = applied("frames", "hints")
+    assert answer[str(given)] == {"apart": 0, "encoded": [encoded]}
+    assert answer["effect"] > 0.01
+
+
+def test_windows_have_the_hints_masks_and_factors_of_their_pictures(applied) -> None:
+    answer = applied("frames", "windows")
+    assert answer["alone"] <= ROUNDING
+    assert answer["effect"] > 1
+    assert answer["encoded"] == [4], "once for all windows and steps"
+    assert answer["rows"] == [2, 4] * STEPS, "a picture with factor 0 isn't computed"
+    assert answer["unet"] == [4, 4] * STEPS
+
+
+def test_windows_that_overlap_reuse_their_own_residuals(applied) -> None:
+    answer = applied("frames", "overlapping")
+    assert answer["windows"] == [[0, 1], [1, 2], [2, 3]]
+    assert answer["encoded"] == [4]
+    assert answer["computed"] == [6, 3]
+
+
+def test_hints_of_each_type_begin_again_by_themselves(applied) -> None:
+    answer = applied("frames", "union")
+    assert answer["written out"] == 0
+    assert answer["one and two"] <= ROUNDING
+    assert answer["effect"] > 0.1

@@ -1,4 +1,4 @@
-"""Modes, weights of blocks, and all settings that both doors share; settings that change nothing."""
+"""Modes, weights of blocks, settings that both doors share, and settings that change nothing."""
 
 from __future__ import annotations
 

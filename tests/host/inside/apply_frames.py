@@ -1,0 +1,155 @@
+"""Batches and sliding windows: every picture has its own hint, mask and factor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.context_windows
+import torch
+from apply_stage import Controls, Stage, before, control_of
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from torch import Tensor
+from world import World, distance, sentence
+
+BATCH = 4
+CURVE = "0: 1, 1: 0, 3: 0.5"
+FACTORS = [1.0, 0.0, 0.25, 0.5]
+
+
+def curve(stage: Stage, text: str = CURVE) -> Any:
+    return stage.options.ControlTiming.execute("timesteps (ComfyUI)", text).args[0]
+
+
+def of_rows(control: Controls, other: Controls, count: int) -> list[float]:
+    """How many times the other's each row's residual is, of the first block."""
+    pairs = zip(control["output"][0], other["output"][0], strict=True)
+    found = [round(float((a * b).sum() / (b * b).sum()), 4) for a, b in pairs]
+    assert found[:count] == found[count:], "the same on both sides"
+    return found[:count]
+
+
+def factors(stage: Stage) -> Any:
+    """Factors by picture; pictures with 0 are not computed."""
+    prompts = stage.applied(options=curve(stage))
+    plain = stage.controls(stage.applied(), batch=BATCH, steps=1)[0]
+    with stage.counted() as counts:
+        found = stage.controls(prompts, batch=BATCH, steps=1)[0]
+    short = stage.applied(options=curve(stage, "0-2: 1, -1: 0"))
+    return {
+        "factors": of_rows(found, plain, BATCH),
+        "rows": counts.net,
+        "too short": sentence(lambda: stage.sample(short, batch=2)),
+    }
+
+
+def hints(stage: Stage) -> Any:
+    """One hint, one for each, fewer, more: against the same hints written out."""
+    several = stage.world.hint(128, 128, batch=6)
+    wanted = {1: [0] * 4, 2: [0, 1, 0, 1], 3: [0, 1, 2, 0], 4: [0, 1, 2, 3], 6: [0, 1, 2, 3]}
+    found = {}
+    for count, order in wanted.items():
+        with stage.counted() as counts:
+            ours = stage.sample(stage.applied(hint=several[:count]), batch=BATCH)
+        written = stage.sample(stage.applied(hint=several[order]), batch=BATCH)
+        encoded = [hint.shape[0] for hint in counts.hints]
+        found[str(count)] = {"apart": distance(ours, written), "encoded": encoded}
+    one, other = (stage.sample(stage.applied(hint=several[n : n + 1]), batch=4) for n in (0, 1))
+    return {**found, "effect": distance(one, other)}
+
+
+def windowed(stage: Stage, length: int, overlap: int) -> Any:
+    return ContextWindowsManualNode.execute(
+        stage.model, length, overlap, "standard_static", 1, False, "pyramid", 0, *more_inputs()
+    ).args[0]
+
+
+def more_inputs() -> list[Any]:
+    """What newer hosts' node asks for besides."""
+    known = [each.id for each in ContextWindowsManualNode.define_schema().inputs]
+    return [False] if "freenoise" in known else []
+
+
+def windows(stage: Stage) -> Any:
+    """Windows of two pictures, against each two pictures sampled by themselves."""
+    several = stage.world.hint(128, 128, batch=BATCH)
+    masks = torch.rand(BATCH, 128, 128, generator=torch.Generator().manual_seed(2))
+    model, noise = windowed(stage, 2, 0), stage.noise(BATCH)
+    prompts = stage.applied(hint=several, mask=masks, options=curve(stage))
+    with stage.counted() as counts:
+        found = stage.sample(prompts, model, batch=BATCH)
+    parts: list[Tensor] = []
+    for first, text in ((0, "1, 0"), (2, "0.25, 0.5")):
+        part = slice(first, first + 2)
+        alone = stage.applied(hint=several[part], mask=masks[part], options=curve(stage, text))
+        parts.append(stage.sample(alone, noise=noise[part]))
+    return {
+        "alone": distance(found, torch.cat(parts)),
+        "effect": distance(found, stage.sample(None, model, batch=BATCH)),
+        "encoded": [hint.shape[0] for hint in counts.hints],
+        "rows": counts.net,
+        "unet": counts.unet,
+    }
+
+
+def overlapping(stage: Stage) -> Any:
+    """Windows that overlap, with reuse: each has residuals of its own.
+
+    In ComfyUI 0.3.64 windows need as many sigmas as pictures, so there are 3 steps here.
+    """
+    several = stage.world.hint(128, 128, batch=BATCH)
+    model = windowed(stage, 2, 1)
+    options = stage.options.ControlSpeed.execute(2).args[0]
+    prompts = stage.applied(hint=several, options=options)
+    seen: list[tuple[int, ...]] = []
+
+    def look(window: Any, full: Tensor, *args: Any, **kwargs: Any) -> None:
+        if full.ndim == 4 and full.shape[0] == BATCH:
+            seen.append(tuple(window.index_list))
+
+    kind = comfy.context_windows.IndexListContextWindow
+    with before(kind, "get_tensor", look), stage.counted() as counts:
+        stage.sample(prompts, model, batch=BATCH)
+    noted = control_of(prompts).applied.counts
+    return {
+        "windows": [list(one) for one in dict.fromkeys(seen)],
+        "encoded": [hint.shape[0] for hint in counts.hints],
+        "computed": [noted.computed, noted.reused],
+    }
+
+
+def union(world: World) -> Any:
+    """Types with unlike counts of hints: each cycles by itself."""
+    from equal import union_state
+
+    stage = Stage(world, "xl", (8, 8))
+    nodes = world.pack("nodes.union")
+    path = world.save("apply union", union_state(world, world.xl, 6))
+    two, three = world.hint(64, 64, 1, batch=2), world.hint(64, 64, 2, batch=3)
+
+    def sampled(first: Tensor, second: Tensor) -> Tensor:
+        control = nodes.SetControlType.execute(world.ours(path), "depth").args[0]
+        control = nodes.AddUnionHint.execute(control, "openpose", second, 1.0).args[0]
+        return stage.sample(stage.applied(control, first), batch=BATCH)
+
+    found = sampled(two, three)
+    return {
+        "written out": distance(found, sampled(two[[0, 1, 0, 1]], three[[0, 1, 2, 0]])),
+        "effect": distance(found, sampled(two, three[:1])),
+        "one and two": distance(sampled(two[:1], two), sampled(two[[0, 0]], two)),
+    }
+
+
+def cases() -> dict[str, Callable[[World], Any]]:
+    made: list[Stage] = []
+
+    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
+        def run(world: World) -> Any:
+            if not made:
+                made.append(Stage(world))
+            return act(made[0])
+
+        return run
+
+    acts = (factors, hints, windows, overlapping)
+    return {**{act.__name__: on(act) for act in acts}, "union": union}
