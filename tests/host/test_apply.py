@@ -224,3 +224,51 @@ def test_hints_of_each_type_begin_again_by_themselves(applied) -> None:
     assert answer["written out"] == 0
     assert answer["one and two"] <= ROUNDING
     assert answer["effect"] > 0.1
+
+
+# --- areas and tiles ---
+
+
+def test_each_area_gets_its_part_of_the_hint_encoded_once(applied) -> None:
+    answer = applied("areas", "crops")["balanced"]
+    assert answer["encoded"] == [["left", "right"]]
+    assert answer["whole"] == [True], "for the negative prompt"
+    assert answer["net"] == answer["unet"] == [1] * STEPS + [4] * STEPS
+
+
+def test_negative_copies_of_areas_are_known_for_negative(applied) -> None:
+    answer = applied("areas", "crops")["ControlNet is more important"]
+    assert answer["unet"] == [1] * STEPS + [4] * STEPS, "in the same calls as before"
+    assert answer["net"] == [2] * STEPS
+    assert answer["whole"] == []
+
+
+def test_an_area_is_controlled_as_a_picture_of_its_size(applied) -> None:
+    answer = applied("areas", "alone")
+    assert answer["calls"] == 1
+    assert answer["apart"] <= ROUNDING
+    assert answer["effect"] > 0.01
+
+
+def test_masks_are_cut_to_areas(applied) -> None:
+    shares = applied("areas", "masks")["shares"]
+    assert sorted(shares) == [[0.0], [0.0], [1.0], [1.0]]
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("balanced", 2), ("ControlNet is more important", 1)])
+def test_tiles_get_the_hints_that_a_tiler_gives(applied, mode: str, rows: int) -> None:
+    answer = applied("areas", "tiles")
+    single, together = answer[f"{mode}, one by one"], answer[f"{mode}, together"]
+    assert single == {"net": [rows, rows] * STEPS, "encoded": [[2, 3, 128, 64]] * 2}
+    assert together == {"net": [2 * rows] * STEPS, "encoded": [[4, 3, 128, 64]]}
+    assert answer[f"{mode}, apart"] <= ROUNDING
+
+
+def test_tiles_reuse_their_own_residuals(applied) -> None:
+    assert applied("areas", "tiles")["reuse"] == [0, 0, True]
+
+
+def test_a_copy_with_a_part_of_the_hint_is_controlled_by_that(applied) -> None:
+    answer = applied("areas", "crop_by_others")
+    assert answer["apart"] == 0
+    assert answer["effect"] > 0.01
