@@ -230,6 +230,7 @@ class ApplyControlNet(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # what it gives carries its id
             outputs=[
                 io.Conditioning.Output(
                     display_name="positive", tooltip="The prompt with the control on it."
@@ -310,6 +311,7 @@ class PatchModel(io.ComfyNode):
                 *shape_inputs(),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # what it gives carries its id
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the control in it.")
             ],

@@ -97,14 +97,22 @@ function receiveApplied({ detail }) {
     if (node && ours(node)) show(node, detail.text)
 }
 
+// The nodes of a graph and of its subgraphs, with the ids that the host knows them by.
+function* nodesOf(graph, path = "") {
+    for (const node of graph?._nodes ?? []) {
+        yield [`${path}${node.id}`, node]
+        yield* nodesOf(node.subgraph, `${path}${node.id}:`)
+    }
+}
+
 // Older hosts send nothing for a node whose result they had already, but keep it in their history.
 async function fillFromHistory(promptId) {
-    const empty = (app.graph?._nodes ?? []).filter((n) => ours(n) && !n.properties[PROPERTY])
+    const empty = [...nodesOf(app.graph)].filter(([, n]) => ours(n) && !n.properties[PROPERTY])
     for (let attempt = 0; empty.length && attempt < TRIES; attempt++) {
         const entry = (await (await api.fetchApi(`/history/${promptId}`)).json())[promptId]
         if (entry) {
-            for (const node of empty) {
-                if (!node.properties[PROPERTY]) receive(node, entry.outputs?.[node.id])
+            for (const [id, node] of empty) {
+                if (!node.properties[PROPERTY]) receive(node, entry.outputs?.[id])
             }
             return
         }

@@ -1,5 +1,6 @@
 """The texts that nodes show: in the results of every run, and in a box in the editor."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from .editor import Editor
 from .server import HostServer
 
 LOAD, INSPECT = "CLDM_LoadControlNet", "CLDM_InspectControlNet"
+APPLY = "CLDM_ApplyControlNet"
+FIRST = Path(__file__).resolve().parents[2] / "workflows" / "first_picture.json"
+SHOWN_BY = "(id) => app.graph.getNodeById(id).cldmBox?.value ?? ''"
+# Makes a subgraph of nodes, and forgets what they show.
+GROUP = """(ids) => {
+    const nodes = ids.map((id) => app.graph.getNodeById(id))
+    const { node } = app.graph.convertToSubgraph(new Set(nodes))
+    for (const inner of node.subgraph._nodes) delete inner.properties.cldm_text
+    return true
+}"""
+SHOWN_INSIDE = """() => app.graph._nodes.find((n) => n.subgraph).subgraph._nodes
+    .map((n) => n.properties.cldm_text ?? '')"""
 SHOWN = "() => app.graph._nodes.map((n) => n.cldmBox?.value ?? '')"
 BOXES = """() => app.graph._nodes.map((n) => {
     const box = n.cldmBox.element
@@ -73,9 +86,10 @@ def test_a_box_shows_the_text_and_clears(host: HostServer, tmp_path: Path) -> No
         texts = page.run(SHOWN)
         assert page.run(BOXES) == [True, True, True]
         graph = page.run("() => app.graph.serialize()")
-        assert graph["nodes"][0]["widgets_values"] == ["embedded: canny", "auto", 0]
+        assert graph["nodes"][0]["widgets_values"] == ["embedded: canny", "auto", 0, "auto"]
         prompt = page.run("async () => (await app.graphToPrompt()).output")
-        assert set(prompt["1"]["inputs"]) == {"control_net_name", "pooling", "head_channels"}
+        asked = {"control_net_name", "pooling", "head_channels", "precision"}
+        assert set(prompt["1"]["inputs"]) == asked
 
         editor.load(graph)  # as after a reload
         assert page.run(SHOWN) == texts
@@ -90,3 +104,26 @@ def test_a_box_shows_the_text_and_clears(host: HostServer, tmp_path: Path) -> No
         page.run("() => { app.graph._nodes[0].widgets[1].callback('on'); return true }")
         assert page.run(SHOWN)[0] == ""
         assert page.run(SHOWN)[1] == texts[1]
+
+
+def test_what_was_applied_is_shown_in_graphs_and_subgraphs(
+    host: HostServer, tmp_path: Path
+) -> None:
+    if find_browser() is None:
+        pytest.skip(NO_BROWSER)
+    graph = json.loads(FIRST.read_text(encoding="utf-8"))
+    by_type = {node["type"]: node for node in graph["nodes"]}
+    sampler, apply, load = by_type["KSampler"], by_type[APPLY], by_type[LOAD]
+    sampler["widgets_values"][2] = 2
+    with Editor(host.url, tmp_path) as editor:
+        page = editor.page
+        editor.load(graph)
+        editor.queue()
+        page.wait_for(f"() => ({SHOWN_BY})({apply['id']}).includes('steps: on at 2 of 2')")
+
+        page.run(GROUP, [load["id"], apply["id"]])  # where the node has another id for the host
+        sampler_id = sampler["id"]
+        page.run(f"() => {{ app.graph.getNodeById({sampler_id}).widgets[0].value = 99; return 1 }}")
+        editor.queue()
+        page.wait_for(f"() => ({SHOWN_INSIDE})().every((t) => t)")
+        assert "steps: on at 2 of 2" in page.run(SHOWN_INSIDE)[1]
