@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
-from ...cldm_core import CldmError, Residuals, ShapeError
+from ...cldm_core import CldmError, FamilyMismatch, Residuals, ShapeError
 from ...cldm_core.block_text import parse_blocks
+from ...cldm_core.config import UNetConfig
 from ...cldm_core.inpainting import without_masked
-from ...cldm_core.masks import masked, resized
+from ...cldm_core.masks import masked, residual_sizes, resized
 from ...cldm_core.residuals import map_residuals
+from .checks import unet_config_of
 from .clock import Moment
 from .residuals import HostResiduals, from_host
 from .settings import BALANCED, Settings
+from .sizes import follow_blocks
 from .steered import Call, Place, Size, Steered
 
 NO_MASK = (
@@ -33,6 +37,7 @@ class HostForeign(Steered):
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         super().__init__()
+        self.model_config: UNetConfig | None = None
 
     # Packs that work in tiles put a part of the hint in here.
     @property
@@ -96,10 +101,17 @@ class HostForeign(Steered):
         """Called once per sampling, before its first step."""
         super().pre_run(model, percent_to_timestep_function)
         self.inner.pre_run(model, percent_to_timestep_function)
+        with suppress(FamilyMismatch):  # transformers keep their size
+            self.model_config = unet_config_of(model)
+
+    def _prepare(self, call: Call) -> None:
+        if self.model_config is not None:
+            follow_blocks(call.options, call.cond, residual_sizes(self.model_config, *call.size))
 
     def _drop(self) -> None:
         self.inner.cleanup()
         super()._drop()
+        self.model_config = None
 
     def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostForeign:
         """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
