@@ -8,10 +8,10 @@ sys.path.append(str(Path(__file__).parent))
 
 import world
 
-GROUPS = ("sides", "modes", "time", "frames", "areas")
+GROUPS = ("sides", "modes", "time", "frames", "areas", "others")
 here = world.World(pack)  # noqa: F821  the runner gives it
 found = {}
 for group in args.get("groups", GROUPS):  # noqa: F821
     module = importlib.import_module(f"apply_{group}")
-    found[group] = world.answers(here, module.cases())
+    found[group] = world.answers(here, module.cases(args))  # noqa: F821
 report(**found)  # noqa: F821

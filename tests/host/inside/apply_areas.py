@@ -164,7 +164,7 @@ def tiles(stage: Stage) -> Any:
 
 @contextmanager
 def left_to_tiler(prompts: Any) -> Iterator[None]:
-    """Has the control answer for tiles alone: the sampler itself, which asks first, gets nothing."""
+    """Has the control answer for tiles alone: the sampler, which asks first, gets nothing."""
     control = control_of(prompts)
     own = control.get_control
 
@@ -198,7 +198,7 @@ def crop_by_others(stage: Stage) -> Any:
     }
 
 
-def cases() -> dict[str, Callable[[World], Any]]:
+def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     made: list[Stage] = []
 
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:

@@ -140,7 +140,7 @@ def union(world: World) -> Any:
     }
 
 
-def cases() -> dict[str, Callable[[World], Any]]:
+def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     made: list[Stage] = []
 
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:

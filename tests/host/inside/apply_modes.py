@@ -206,7 +206,7 @@ def options(world: World) -> Any:
     return {"order": chained(makers) == chained(makers[::-1]), "reuse": chained(makers)["reuse"]}
 
 
-def cases() -> dict[str, Callable[[World], Any]]:
+def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     return {
         **{f"weights {family}": weights(family) for family in NETS},
         **{act.__name__: act for act in (scaled, blocks, doors, nothing, options)},

@@ -181,7 +181,7 @@ def other_hooks(stage: Stage) -> Any:
     }
 
 
-def cases() -> dict[str, Callable[[World], Any]]:
+def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     made: list[Stage] = []
 
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:

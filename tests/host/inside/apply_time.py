@@ -111,7 +111,7 @@ def reuse(stage: Stage) -> Any:
     return found
 
 
-def cases() -> dict[str, Callable[[World], Any]]:
+def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     made: list[Stage] = []
 
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:

@@ -1,0 +1,96 @@
+"""Applied control beside other nodes, in the real hosts; how the cases run stands in test_apply."""
+
+import pytest
+
+ROUNDING = 1e-3
+
+
+# --- caches that skip steps ---
+
+
+@pytest.mark.parametrize("how", ["one", "chain", "door"])
+def test_a_net_isn_t_computed_at_steps_that_easycache_skips(applied, how: str) -> None:
+    answer = applied("others", "caches")[f"EasyCacheNode {how}"]
+    assert answer["apart"] == 0
+    assert 0 < answer["net"] < 8
+    if how != "door":
+        assert answer["told"] == answer["net"]
+        assert answer["eager"] == 8, "without waiting for the UNet"
+
+
+@pytest.mark.parametrize("how", ["one", "chain", "door"])
+def test_a_net_isn_t_computed_at_steps_that_lazycache_skips(applied, how: str) -> None:
+    answer = applied("others", "caches")[f"LazyCacheNode {how}"]
+    assert answer["apart"] == 0
+    assert 0 < answer["net"] < 8
+
+
+def test_a_cache_that_was_stopped_leaves_nothing(applied) -> None:
+    assert applied("others", "errors") == {"again": 0, "encoded": 0}
+
+
+# --- Deep Shrink ---
+
+
+@pytest.mark.parametrize("kind", ["demo", "sd", "t2i", "t2i xl"])
+def test_deep_shrink_keeps_the_control(applied, kind: str) -> None:
+    answer = applied("others", f"shrink {kind}")
+    assert len(answer) == 10, "blocks 1 to 4 and the last, before and after the skip"
+    for block, found in answer.items():
+        assert found["dropped"] == 0, block
+        assert found["effect"] > 0.1, block
+        assert found["door"] == 0, block
+        assert found["finite"], block
+
+
+def test_deep_shrink_keeps_chains_of_all_origins(applied) -> None:
+    answer = applied("others", "shrink_chains")
+    assert answer["before"] == answer["after"] == [0]
+    assert answer["order"] <= ROUNDING
+    assert answer["doors"] <= ROUNDING
+    assert answer["lines"] == []
+
+
+def test_what_can_t_be_followed_is_refused(applied) -> None:
+    refused = applied("others", "shrink_chains")["refused"]
+    assert refused.startswith("ShapeError: A residual of shape (2, 64, 16, 16) meets a block of")
+    assert "Leave that node out" in refused
+
+
+# --- the host's nets, patches, other packs ---
+
+
+def test_the_order_of_nets_doesn_t_matter(applied) -> None:
+    answer = applied("others", "chains")
+    assert answer["orders"] == 8
+    assert answer["apart"] <= ROUNDING
+    assert answer["effect"] > 1
+
+
+def test_patches_of_attentions_work_beside_a_control(applied) -> None:
+    answer = applied("others", "patches")
+    assert answer["host"] == answer["door"] == 0
+    assert answer["effect"] > 0.01
+    assert answer["called"]
+    assert answer["left"] == ["attn2_patch"]
+
+
+@pytest.mark.parametrize("setting", ["mask", "schedule", "weights", "frames", "negative side"])
+def test_a_net_of_the_host_s_loader_takes_the_settings(applied, setting: str) -> None:
+    assert applied("others", "foreign")[setting] <= ROUNDING
+
+
+def test_a_net_of_the_host_s_loader_says_what_it_can_t(applied) -> None:
+    answer = applied("others", "foreign")
+    assert "nobody defines soft weights" in answer["refused"]
+    assert "rows: 3 with control, 3 left out\n" in answer["text"], "they are computed"
+
+
+def test_advanced_controlnet_works_with_our_nets(applied) -> None:
+    answer = applied("others", "advanced")
+    if "skipped" in answer:
+        pytest.skip(answer["skipped"])
+    assert answer["our net"] == answer["its net"] == answer["still"] == 0
+    assert answer["before"] <= ROUNDING
+    assert answer["after"] <= ROUNDING
+    assert answer["effect"] > 1
