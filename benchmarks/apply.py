@@ -77,18 +77,19 @@ def spread(values: list[float], digits: int = 3) -> dict[str, float]:
 
 def summary(timings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Of each variant: seconds per step, ratio to no control in the same round, what it saves."""
-    steps = {(one["variant"], one["round"]): one["step"] for one in timings}
+    taken = {(one["variant"], one["round"]): one for one in timings}
     rows: dict[str, dict[str, Any]] = {}
     for variant in VARIANTS:
-        own = {turn: step for (name, turn), step in steps.items() if name == variant.name}
+        own = {turn: one for (name, turn), one in taken.items() if name == variant.name}
         if not own:
             continue
-        pairs = [(own[turn], steps.get((variant.baseline, turn))) for turn in own]
-        ratios = [step / base for step, base in pairs if base]
-        peaks = [one["peak"] for one in timings if one["variant"] == variant.name]
-        row = rows[variant.name] = {"seconds": spread([*own.values()], 4), "peak": median(peaks)}
-        if ratios:
-            row["ratio"] = spread(ratios)
+        seconds = spread([one["step"] for one in own.values()], 4)
+        row = rows[variant.name] = {"seconds": seconds}
+        row["peak"] = median(one["peak"] for one in own.values())
+        pairs = [(one, taken.get((variant.baseline, turn))) for turn, one in own.items()]
+        for name, clock in (("ratio", "step"), ("cpu_ratio", "cpu")):
+            if ratios := [one[clock] / base[clock] for one, base in pairs if base]:
+                row[name] = spread(ratios)
     for variant in VARIANTS:
         if variant.left < 1 and {variant.name, EXACT} <= rows.keys():
             rows[variant.name] |= savings(variant, rows)
@@ -115,19 +116,20 @@ def savings(variant: Variant, rows: dict[str, dict[str, Any]]) -> dict[str, floa
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
-        f"{'':32}{'s/step (quartiles)':>26}{'ratio (quartiles)':>26}{'target':>8}{'saved':>8}"
-        f"{'of 1.344':>10}{'peak MB':>9}"
+        f"{'':32}{'s/step (quartiles)':>26}{'ratio (quartiles)':>26}{'cpu':>7}{'target':>8}"
+        f"{'saved':>8}{'of 1.344':>10}{'peak MB':>9}"
     ]
     for name, row in rows.items():
         cells = [
             f"{one['median']:.3f} ({one['lower']:.3f}-{one['upper']:.3f})" if one else ""
             for one in (row["seconds"], row.get("ratio"))
         ]
+        cpu = f"{row['cpu_ratio']['median']:.3f}" if "cpu_ratio" in row else ""
         saved = ["", "", ""]
         if "share" in row:
             saved = [f"{row['target']:.3f}", f"{row['share']:.0%}", f"{row['share_absolute']:.0%}"]
         lines.append(
-            f"{name:32}{cells[0]:>26}{cells[1]:>26}{saved[0]:>8}{saved[1]:>8}{saved[2]:>10}"
+            f"{name:32}{cells[0]:>26}{cells[1]:>26}{cpu:>7}{saved[0]:>8}{saved[1]:>8}{saved[2]:>10}"
             f"{row['peak']:9.0f}"
         )
     if {NONE, BUILT_IN, EXACT} <= rows.keys():

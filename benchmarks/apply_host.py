@@ -54,7 +54,7 @@ def speed(core: Any, task: dict[str, Any]) -> None:
     """Samplings of all variants in turn, round by round."""
     import torch
     from apply_variants import VARIANTS
-    from apply_world import Missing, World
+    from apply_world import LENGTH, Missing, World
 
     world = World(core, task["small"], task["advanced"])
     say("machine", **machine())
@@ -68,13 +68,13 @@ def speed(core: Any, task: dict[str, Any]) -> None:
             able.append(variant)
         except Missing as reason:
             say("missing", variant=variant.name, reason=str(reason))
-    repeat = task["repeat"] or (10 if world.cuda else 1)
     peak = Peak(torch.cuda if world.cuda else None)
     for number in range(task["pairs"]):
         first = number % len(able)
         # In turn, and each round from another one on, so that disturbances fall on all of them.
         for variant in able[first:] + able[:first]:
             gc.collect()
+            repeat = task["repeat"] or (LENGTH // variant.steps if world.cuda else 1)
             with peak:
                 found = world.measure(variant, repeat)
             say(
@@ -82,6 +82,7 @@ def speed(core: Any, task: dict[str, Any]) -> None:
                 round=number,
                 variant=variant.name,
                 step=round(found.step, 5),
+                cpu=round(found.cpu, 5),
                 once=round(found.once, 5),
                 peak=round(peak.megabytes, 1),
             )

@@ -33,10 +33,30 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of a mean step in a sampling of LENGTH steps, and of encoding hints where once."""
+    """Seconds of a mean step in a sampling of LENGTH steps, and of encoding hints where once.
+
+    cpu: the mean step's seconds of processor time, of all threads.
+    """
 
     step: float
+    cpu: float
     once: float
+
+
+@dataclass
+class Stopwatch:
+    """Wall-clock and processor seconds between its starts and stops."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def start(self, *_: Any) -> None:
+        self.wall -= time.perf_counter()
+        self.cpu -= time.process_time()
+
+    def stop(self, *_: Any) -> None:
+        self.wall += time.perf_counter()
+        self.cpu += time.process_time()
 
 
 def node(name: str) -> Any:
@@ -163,8 +183,9 @@ class World:
         timer, steps = Timer(self.cuda), variant.steps * repeat
         with HintTime(control, off=self.cuda or variant.by in (BUILT_IN, ADVANCED)) as hints:
             self.sample(prompts, steps, seed=6, frames=variant.frames, size=size, sampler=timer)
-        each = (timer.seconds - hints.seconds) / steps + hints.seconds / LENGTH
-        return Measured(each, hints.seconds)
+        all_of, once = timer.watch, hints.watch
+        wall = (all_of.wall - once.wall) / steps + once.wall / LENGTH
+        return Measured(wall, (all_of.cpu - once.cpu) / steps + once.cpu / LENGTH, once.wall)
 
     def sample(
         self,
@@ -199,37 +220,31 @@ class Timer:
 
     def __init__(self, cuda: bool) -> None:
         self.wait = torch.cuda.synchronize if cuda else lambda: None
-        self.seconds = 0.0
+        self.watch = Stopwatch()
 
     def __call__(self, model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
         self.wait()
-        started = time.perf_counter()
+        self.watch.start()
         found = comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, **options)
         self.wait()
-        self.seconds += time.perf_counter() - started
+        self.watch.stop()
         return found
 
 
 class HintTime:
-    """Seconds that a net's hint encoder takes while this is open; `off` where it runs each step."""
+    """Times a net's hint encoder while this is open; not where `off`: where it runs each step."""
 
     def __init__(self, control: Any, off: bool) -> None:
         encoder = getattr(getattr(control, "net", None), "input_hint_block", None)
         self.encoder = None if off else encoder
-        self.seconds = self.started = 0.0
-
-    def _start(self, *_: Any) -> None:
-        self.started = time.perf_counter()
-
-    def _stop(self, *_: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
+        self.watch = Stopwatch()
 
     def __enter__(self) -> HintTime:
         self.hooks = []
         if self.encoder is not None:
             self.hooks = [
-                self.encoder.register_forward_pre_hook(self._start),
-                self.encoder.register_forward_hook(self._stop),
+                self.encoder.register_forward_pre_hook(self.watch.start),
+                self.encoder.register_forward_hook(self.watch.stop),
             ]
         return self
 
