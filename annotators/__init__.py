@@ -5,40 +5,62 @@
     >>> hint = annotate("canny", picture, low_threshold=50)  # the same, by name
 
 ANNOTATORS is the one registry: nodes, command line and tests are made from its records. An
-annotator is one file with one function and one `ANNOTATOR` record, listed below.
+annotator is one file with one function and one `ANNOTATOR` record, listed below; every name in it
+is a name of this package too.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from typing import Any
 
-from . import _canny, _mask
-from .base import Annotator, AnnotatorError, Param, Picture
+from . import (
+    _canny,
+    _mask,
+)
+from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
+from .settings import meant
 
 __all__ = [
     "ANNOTATORS",
     "Annotator",
     "AnnotatorError",
+    "Choice",
+    "Flag",
     "Param",
     "Picture",
+    "Weights",
     "annotate",
-    "canny",
-    "mask",
 ]
 
-canny = _canny.ANNOTATOR
-mask = _mask.ANNOTATOR
+_RECORDS: tuple[Annotator, ...] = (
+    _canny.ANNOTATOR,
+    _mask.ANNOTATOR,
+)
 
-ANNOTATORS: Mapping[str, Annotator] = {entry.name: entry for entry in (canny, mask)}
+ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}
 
 
-def annotate(name: str, image: Picture, /, **params: int) -> Picture:
+def annotate(
+    name: str,
+    image: Picture,
+    /,
+    *,
+    mask: Picture | None = None,
+    device: Any = None,
+    **params: object,
+) -> Picture:
     """The hint that the annotator called `name` makes of `image`; see `Annotator.__call__`."""
     if name not in ANNOTATORS:
-        near = difflib.get_close_matches(name, ANNOTATORS, n=1)
         raise AnnotatorError(
-            f"There is no annotator {name!r}{f'; did you mean {near[0]!r}?' if near else '.'}"
+            f"There is no annotator {name!r}{meant(name, ANNOTATORS)}"
             f" The annotators are: {', '.join(ANNOTATORS)}."
         )
-    return ANNOTATORS[name](image, **params)
+    return ANNOTATORS[name](image, mask=mask, device=device, **params)
+
+
+def __getattr__(name: str) -> Annotator:
+    try:
+        return ANNOTATORS[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None

@@ -1,120 +1,159 @@
-"""What every annotator shares: its record, the check of its parameters, and pictures in and out."""
+"""What every annotator shares: its record, and the way of a picture through it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Picture = NDArray[Any]
-"""(H, W, C) or (N, H, W, C), C 1 grey, 3 RGB or 4 RGBA, or (H, W); uint8, or float in [0, 1]."""
+from .errors import AnnotatorError
+from .pictures import (
+    RGB8,
+    Mask,
+    Picture,
+    as_masks,
+    as_uint8,
+    on_white,
+    resized,
+    resized_mask,
+    working_size,
+)
+from .progress import PICTURES, tell
+from .settings import Choice, Flag, Param, Setting, complete
+from .weights import Weights
 
-RGB8 = NDArray[np.uint8]
-"""(H, W, 3) uint8, red first."""
+__all__ = [
+    "RGB8",
+    "Annotator",
+    "AnnotatorError",
+    "Choice",
+    "Flag",
+    "Mask",
+    "Param",
+    "Picture",
+    "Setting",
+    "Weights",
+    "needed",
+]
 
-
-class AnnotatorError(ValueError):
-    """A picture, a parameter or a name that an annotator can't use; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Param:
-    """One whole-number setting of an annotator, with both ends of its range allowed."""
-
-    default: int
-    min: int
-    max: int
-    help: str
+RESOLUTION = "resolution"
+BATCH_PIXELS = 8 * 768 * 768
+"""How many pixels a batched annotator gets at once, unless one picture alone has more."""
 
 
 @dataclass(frozen=True)
 class Annotator:
     """One way to make hints, and everything that a node, a command line or a test needs to know.
 
-    `run(image, **params)` takes one (H, W, 3) uint8 RGB picture, or (H, W, 4) RGBA if `reads_alpha`
-    and the picture has an alpha channel, and gives (H, W, 3) uint8. It may rely on checked
-    parameters, must leave `image` as it is, and must give the same hint for the same picture.
+    `run(image, **settings)` takes one (H, W, 3) uint8 RGB picture at the working resolution, or
+    (H, W, 4) RGBA if `reads_alpha` and the picture has an alpha channel, and gives (H, W, 3) uint8.
+    It may rely on checked settings, must leave `image` as it is, must give a new array, and the
+    same hint for the same picture.
+
+    params: its own settings; every annotator has `resolution` besides (see `settings`).
+    resolution: the default of that setting; 0 works on the picture as it is.
+    batched: `run` takes and gives (N, H, W, 3), all pictures of one size.
+    weights: every file that it may need. `run` then gets the keyword `device` as well.
+    needs_mask: `run` gets the keyword `mask`, (H, W) float32 in [0, 1], and there is none without.
+    dtype: "float32" where the hint holds what uint8 can't, as -1.
     """
 
     name: str
     title: str
     description: str
-    run: Callable[..., RGB8]
-    params: Mapping[str, Param]
+    run: Callable[..., Any]
+    params: Mapping[str, Setting] = field(default_factory=dict)
+    resolution: int = 0
     reads_alpha: bool = False
+    batched: bool = False
+    needs_mask: bool = False
+    weights: tuple[Weights, ...] = ()
+    dtype: str = "uint8"
 
-    def __call__(self, image: Picture, /, **params: int) -> RGB8:
-        """The hint of a picture (H, W, 3), or the hints of a batch (N, H, W, 3), as uint8 RGB.
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Its own settings and the common ones."""
+        help_ = "short side of the picture that is worked on and of the hint; 0: as it is"
+        return {**self.params, RESOLUTION: Param(self.resolution, 0, 16384, help_)}
+
+    @property
+    def about(self) -> str:
+        """The description, and what its weights may be used for where that is limited."""
+        limited = [weights.file for weights in self.weights if not weights.commercial]
+        if not limited:
+            return self.description
+        return f"{self.description} Not for commercial use: {', '.join(limited)}."
+
+    def __call__(
+        self,
+        image: Picture,
+        /,
+        *,
+        mask: Picture | None = None,
+        device: Any = None,
+        **params: object,
+    ) -> Picture:
+        """The hint of a picture (H, W, 3), or the hints of a batch (N, H, W, 3).
 
         Grey pictures are taken as RGB with equal channels, and RGBA is laid on white unless the
-        annotator reads alpha itself.
+        annotator reads alpha itself. The hint has the size of the picture, or at a `resolution`
+        that many pixels at the short side and the same aspect. It is uint8 RGB unless `dtype` says
+        float32. `device` matters only to annotators with weights; None is the best there is.
         """
-        settings = self._settings(params)
-        pixels = _as_uint8(image)
+        settings = complete(self.name, self.settings, params)
+        pixels = as_uint8(image)
         if pixels.shape[-1] == 4 and not self.reads_alpha:
-            pixels = _on_white(pixels)
-        if pixels.ndim == 3:
-            return self.run(pixels, **settings)
-        return np.stack([self.run(frame, **settings) for frame in pixels])
+            pixels = on_white(pixels)
+        frames = pixels[None] if pixels.ndim == 3 else pixels
+        height, width = frames.shape[1:3]
+        size = working_size(height, width, int(settings.pop(RESOLUTION)))
+        masks = self._masks(mask, len(frames), size)
+        if self.weights:
+            settings["device"] = device
+        pieces = [*self._hints(frames, masks, size, settings)]
+        hints = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return hints[0] if pixels.ndim == 3 else hints
 
-    def _settings(self, given: Mapping[str, int]) -> dict[str, int]:
-        """All parameters: the given ones, checked, and the defaults of the others."""
-        for name, value in given.items():
-            if name not in self.params:
-                raise AnnotatorError(
-                    f"{self.name} has no parameter {name!r}. It has: {', '.join(self.params)}."
-                )
-            param = self.params[name]
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise AnnotatorError(f"{name} is {value!r}, but it has to be a whole number.")
-            if not param.min <= value <= param.max:
-                raise AnnotatorError(
-                    f"{name} is {value}, but it has to be from {param.min} to {param.max}."
-                )
-        return {name: int(given.get(name, param.default)) for name, param in self.params.items()}
+    def _masks(self, mask: Picture | None, count: int, size: tuple[int, int]) -> list[Mask] | None:
+        if mask is None and self.needs_mask:
+            raise AnnotatorError(f"{self.name} needs a mask: white where it has to act.")
+        if mask is None:
+            return None
+        if not self.needs_mask:
+            raise AnnotatorError(f"{self.name} takes no mask: leave it out.")
+        return [resized_mask(one, *size) for one in as_masks(mask, count)]
+
+    def _hints(
+        self,
+        frames: RGB8,
+        masks: list[Mask] | None,
+        size: tuple[int, int],
+        settings: dict[str, Any],
+    ) -> Iterator[Picture]:
+        """The hints in pieces (N, H, W, 3); who listens is told before each and at the end."""
+        step = max(1, BATCH_PIXELS // (size[0] * size[1])) if self.batched else 1
+        for start in range(0, len(frames), step):
+            tell(PICTURES, start, len(frames))
+            piece = [resized(frame, *size) for frame in frames[start : start + step]]
+            if self.batched:
+                yield self.run(np.stack(piece), **settings)
+            else:
+                extra = {} if masks is None else {"mask": masks[start]}
+                yield self.run(piece[0], **extra, **settings)[None]
+        tell(PICTURES, len(frames), len(frames))
 
 
-def _as_uint8(image: Picture) -> RGB8:
-    """(..., H, W, 3 or 4) uint8 from any allowed picture; refuses the others with a sentence."""
-    pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3, 4):
+def needed(package: str, *, to_install: str | None = None) -> ModuleType:
+    """An optional package, imported; raises AnnotatorError with the line that installs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        name = to_install or package.partition(".")[0]
         raise AnnotatorError(
-            f"The picture has the shape {pixels.shape}, but it has to be (height, width, channels) "
-            "or (pictures, height, width, channels), with 1, 3 or 4 channels last."
-        )
-    if pixels.size == 0:
-        raise AnnotatorError(f"The picture has the shape {pixels.shape}: there is nothing in it.")
-    if np.issubdtype(pixels.dtype, np.floating):
-        pixels = _quantised(pixels)
-    elif pixels.dtype != np.uint8:
-        raise AnnotatorError(
-            f"The picture's values are {pixels.dtype}; convert them to uint8 (0 to 255) "
-            "or to floats from 0 to 1."
-        )
-    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
-
-
-def _quantised(pixels: Picture) -> RGB8:
-    """[0, 1] to uint8, rounded, so that n / 255 gives n again in every float type."""
-    if not np.isfinite(pixels).all():
-        raise AnnotatorError(
-            "The picture holds NaN or infinity: something before this step has failed."
-        )
-    low, high = float(pixels.min()), float(pixels.max())
-    if low < 0 or high > 1:
-        raise AnnotatorError(
-            f"The picture's floats go from {low:g} to {high:g}, but they have to be from 0 to 1: "
-            "divide by 255, or convert to uint8."
-        )
-    return np.rint(pixels.astype(np.float32) * 255).astype(np.uint8)
-
-
-def _on_white(pixels: RGB8) -> RGB8:
-    """(..., 4) RGBA laid on white: (..., 3) RGB."""
-    alpha = pixels[..., 3:].astype(np.float32) / 255
-    return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+            f"This annotator needs the package {name}, which can't be imported ({error}). "
+            f"Install it with: pip install {name}"
+        ) from error

@@ -1,7 +1,11 @@
-"""One node for each annotator, made from its record."""
+"""One node for each annotator, made from its record, and one for any of them by name."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,42 +13,103 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..annotators import ANNOTATORS, Annotator
-from .texts import CATEGORY
+from ..annotators import ANNOTATORS, Annotator, annotate
+from ..annotators.settings import Choice, Flag, Param, Setting, Value, example, from_text
+from .contract import ANNOTATORS_HOST, CONTROL, lacking
+from .texts import CATEGORY, shows_text, text_result
+
+ANNOTATE = f"{CATEGORY}/annotators"
+RESOLUTION = "resolution"
+DEFAULT = -1
+"""Of Annotate's resolution: the annotator's own default."""
 
 
-def annotated(annotator: Annotator, image: Tensor, **params: int) -> Tensor:
+@cache
+def _managed() -> bool:
+    """Joins the annotators to the host, once; False where this host lacks what that needs."""
+    missing = lacking((*CONTROL, *ANNOTATORS_HOST))
+    if missing:
+        logging.getLogger("controlnet_cldm").warning(
+            "This version of ComfyUI lacks %s: annotators work, but without its progress bar and "
+            "its memory manager.",
+            ", ".join(missing),
+        )
+        return False
+    from .host.annotators import connect
+
+    connect()
+    return True
+
+
+def _told() -> AbstractContextManager[None]:
+    """Progress in the node and interrupts, where the host has them."""
+    if not _managed():
+        return nullcontext()
+    from .host.annotators import told
+
+    return told()
+
+
+def annotated(
+    annotator: Annotator, image: Tensor, *, mask: Tensor | None = None, **params: Value
+) -> Tensor:
     """The hints of the host's IMAGE (B, H, W, C) in [0, 1], as IMAGE."""
     # Sharpening and enlarging overshoot a little; NaN survives the clamp and is refused.
-    hints = annotator(image.float().clamp(0, 1).cpu().numpy(), **params)
-    return torch.from_numpy(hints.astype(np.float32) / 255)
+    pictures = image.float().clamp(0, 1).cpu().numpy()
+    masks = None if mask is None else mask.float().clamp(0, 1).cpu().numpy()
+    with _told():
+        hints = annotate(annotator.name, pictures, mask=masks, **params)
+    if hints.dtype == np.uint8:
+        return torch.from_numpy(hints.astype(np.float32) / 255)
+    return torch.from_numpy(hints)
+
+
+def setting_input(name: str, setting: Setting) -> io.Input:
+    """The field of one setting; a resolution may be missing, as in prompts older than it."""
+    about: dict[str, Any] = {"tooltip": setting.help[0].upper() + setting.help[1:] + "."}
+    if name == RESOLUTION:
+        about["optional"] = True
+    about["default"] = setting.default
+    if isinstance(setting, Choice):
+        return io.Combo.Input(name, options=[*setting.choices], **about)
+    if isinstance(setting, Flag):
+        return io.Boolean.Input(name, **about)
+    assert isinstance(setting, Param)
+    about |= {"min": setting.min, "max": setting.max}
+    if setting.whole:
+        return io.Int.Input(name, **about, step=int(setting.step or 1))
+    return io.Float.Input(name, **about, step=setting.step or 0.01)
+
+
+def node_name(annotator: Annotator) -> str:
+    """scribble_xdog: ScribbleXdog."""
+    return "".join(word.capitalize() for word in annotator.name.split("_"))
+
+
+def image_input() -> io.Input:
+    return io.Image.Input("image", tooltip="The pictures to make hints of.")
+
+
+def hint_output() -> io.Output:
+    return io.Image.Output(display_name="hint", tooltip="The hints, for Apply ControlNet.")
 
 
 def make_node(annotator: Annotator) -> type[io.ComfyNode]:
     """The node class of one record."""
+    mask = io.Mask.Input("mask", tooltip="White where the annotator has to act, above 0.5.")
 
     def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
         return io.Schema(
-            node_id=f"CLDM_{annotator.name.capitalize()}",
+            node_id=f"CLDM_{node_name(annotator)}",
             display_name=f"{annotator.title} (CLDM)",
-            category=f"{CATEGORY}/annotators",
-            description=annotator.description,
+            category=ANNOTATE,
+            description=annotator.about,
             inputs=[
-                io.Image.Input("image", tooltip="The pictures to make hints of."),
-                *(
-                    io.Int.Input(
-                        name,
-                        default=param.default,
-                        min=param.min,
-                        max=param.max,
-                        tooltip=param.help[0].upper() + param.help[1:] + ".",
-                    )
-                    for name, param in annotator.params.items()
-                ),
+                image_input(),
+                *([mask] if annotator.needs_mask else []),
+                *(setting_input(*setting) for setting in annotator.settings.items()),
             ],
-            outputs=[
-                io.Image.Output(display_name="hint", tooltip="The hints, for Apply ControlNet.")
-            ],
+            outputs=[hint_output()],
         )
 
     def execute(cls: type[io.ComfyNode], image: Tensor, **params: Any) -> io.NodeOutput:
@@ -55,7 +120,86 @@ def make_node(annotator: Annotator) -> type[io.ComfyNode]:
         "define_schema": classmethod(define_schema),
         "execute": classmethod(execute),
     }
-    return type(f"{annotator.name.capitalize()}Node", (io.ComfyNode,), members)
+    return type(f"{node_name(annotator)}Node", (io.ComfyNode,), members)
 
 
-ANNOTATOR_NODES = [make_node(annotator) for annotator in ANNOTATORS.values()]
+class Annotate(io.ComfyNode):
+    """Any annotator by name; the node shows what can be set."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CLDM_Annotate",
+            display_name="Annotate (CLDM)",
+            category=ANNOTATE,
+            description="Makes hints with any annotator, chosen by name. After a run the node "
+            "shows what that annotator can be told, and what it was told.",
+            inputs=[
+                image_input(),
+                io.Combo.Input(
+                    "annotator",
+                    options=[*ANNOTATORS],
+                    default=next(iter(ANNOTATORS)),
+                    tooltip="What to make of the pictures.",
+                ),
+                io.Int.Input(
+                    RESOLUTION,
+                    default=DEFAULT,
+                    min=DEFAULT,
+                    max=16384,
+                    tooltip="Short side of the picture that is worked on and of the hint. 0: as it "
+                    "is; -1: what the annotator has by itself.",
+                ),
+                io.String.Input(
+                    "settings",
+                    default="",
+                    multiline=True,
+                    tooltip="What else to tell the annotator: low_threshold: 50, high_threshold: "
+                    "120. Empty leaves all as it is.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True, tooltip="For annotators that need one, as inpaint."
+                ),
+            ],
+            outputs=[hint_output()],
+            is_output_node=False,
+            **shows_text(),
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        image: Tensor,
+        annotator: str,
+        resolution: int,
+        settings: str,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        if annotator not in ANNOTATORS:
+            annotate(annotator, np.zeros((1, 1, 3), np.uint8))  # raises, with the names there are
+        chosen = ANNOTATORS[annotator]
+        told = from_text(chosen.name, chosen.settings, settings)
+        if resolution != DEFAULT:
+            told[RESOLUTION] = resolution
+        masks = mask if chosen.needs_mask else None
+        hints = annotated(chosen, image, mask=masks, **told)
+        return text_result(hints, text=manual(chosen, told))
+
+
+def manual(annotator: Annotator, told: Mapping[str, Value]) -> str:
+    """What an annotator makes, what it can be told, and what it was told."""
+    lines = [annotator.about]
+    for name, setting in annotator.settings.items():
+        scope = f", {setting.min} to {setting.max}" if isinstance(setting, Param) else ""
+        if isinstance(setting, Choice):
+            scope = f", one of {', '.join(setting.choices)}"
+        value = told.get(name, setting.default)
+        lines.append(f"{name}: {value} ({setting.help}{scope})")
+    lines.append(f"To copy: {example(annotator.settings)}")
+    return "\n".join(lines)
+
+
+ANNOTATOR_NODES: list[type[io.ComfyNode]] = [
+    Annotate,
+    *(make_node(annotator) for annotator in ANNOTATORS.values()),
+]

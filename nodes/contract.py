@@ -50,6 +50,14 @@ EMBEDDED = (
     "comfy.taesd.taesd.TAESD",
 )
 """For the embedded demo model."""
+ANNOTATORS_HOST = (
+    "comfy.model_management.throw_exception_if_processing_interrupted",
+    "comfy.utils.ProgressBar.update_absolute",
+    "folder_paths.add_model_folder_path",
+    "folder_paths.get_folder_paths",
+    "folder_paths.models_dir",
+)
+"""For what joins annotators to the host; without it they work, but by themselves."""
 
 
 def lacking(names: Iterable[str]) -> list[str]:

@@ -19,10 +19,24 @@ HOST = {
 # Imports run one way: __init__ -> nodes -> {cldm_core, annotators} -> third party.
 MAY_NOT_IMPORT = {
     "cldm_core": HOST | {"annotators", "nodes", "scripts", "tests"},
-    "annotators": HOST | {"cldm_core", "nodes", "scripts", "tests", "torch"},
+    "annotators": HOST | {"cldm_core", "nodes", "scripts", "tests"},
     "nodes": {"accelerate", "cv2", "diffusers", "scripts", "tests"},
 }
 LINES_AT_MOST = 400
+# What the annotators import when they are used, and not before; their networks may.
+HEAVY = {
+    "ai_edge_litert",
+    "cv2",
+    "huggingface_hub",
+    "onnxruntime",
+    "safetensors",
+    "scipy",
+    "skimage",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "transformers",
+}
 
 SOURCES = [path for room in MAY_NOT_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 
@@ -58,6 +72,21 @@ def source(request) -> Path:
 def test_knows_no_room_above_it(source):
     room = source.relative_to(ROOT).parts[0]
     assert not imported(source) & MAY_NOT_IMPORT[room]
+
+
+ANNOTATORS = [
+    path for path in sorted((ROOT / "annotators").glob("*.py")) if path.stem != "downloads"
+]
+
+
+@pytest.mark.parametrize("path", ANNOTATORS, ids=lambda path: path.stem)
+def test_annotators_import_heavy_packages_and_networks_only_in_functions(path):
+    at_once = [node for node in parse(path).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert at_once  # at least __future__
+    assert not imported(path, at_once) & HEAVY
+    relative = [node for node in at_once if isinstance(node, ast.ImportFrom) and node.level]
+    names = {name for node in relative for name in (node.module, *(a.name for a in node.names))}
+    assert not [name for name in names if name and name.partition(".")[0] in ("downloads", "nets")]
 
 
 def test_root_imports_the_nodes_only_when_asked():

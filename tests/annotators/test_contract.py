@@ -121,7 +121,9 @@ def test_parameter_of_another_kind(value):
 
 def test_unknown_parameter():
     assert_refused(
-        "canny has no parameter 'threshold'. It has: low_threshold, high_threshold.", threshold=1
+        "canny has no parameter 'threshold'; did you mean 'low_threshold'? "
+        "It has: low_threshold, high_threshold, resolution.",
+        threshold=1,
     )
 
 

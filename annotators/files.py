@@ -1,0 +1,156 @@
+"""Picture and video files in, hint files out; what is written is whole or not there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from .base import AnnotatorError, Picture
+
+VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+CODECS = {".avi": "MJPG", ".webm": "VP80"}
+"""The codec for each ending of a video; mp4v for the others."""
+RAW = ".npy"
+
+
+def read_picture(path: Path) -> Picture:
+    """The picture as uint8: (H, W, 4) RGBA if it has an alpha channel, else (H, W, 3) RGB."""
+    import cv2
+
+    file = np.frombuffer(path.read_bytes(), np.uint8)
+    pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size else None
+    if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
+        return cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGRA2RGBA)
+    # Decoded again, since only so OpenCV turns a photograph upright and brings 16 bits down to 8.
+    pixels = cv2.imdecode(file, cv2.IMREAD_COLOR) if pixels is not None else None
+    if pixels is None:
+        raise AnnotatorError(f"{path} is no picture that OpenCV can read, or it is damaged.")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _eight_bits(pixels: Picture) -> Picture:
+    return (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
+
+
+def check_target(path: Path) -> None:
+    """Raises AnnotatorError where a hint can't be written, before any is made."""
+    import cv2
+
+    if path.suffix != RAW and not cv2.haveImageWriter(path.name):
+        raise AnnotatorError(f"{path} has no ending of a picture format; use .png, for example.")
+    if not path.parent.is_dir():
+        raise AnnotatorError(f"{path.parent} is not a folder; create it first.")
+
+
+def write_hint(path: Path, hint: Picture) -> None:
+    """The hint (H, W, 3) in the format of the file's ending; .npy keeps floats as they are."""
+    check_target(path)
+    with _renamed_when_done(path) as part:
+        if path.suffix == RAW:
+            with part.open("wb") as file:
+                np.save(file, hint)
+        else:
+            part.write_bytes(_encoded(path, hint))
+
+
+def _encoded(path: Path, hint: Picture) -> bytes:
+    import cv2
+
+    if hint.dtype != np.uint8:
+        if hint.min() < 0:
+            raise AnnotatorError(
+                f"This hint has values down to {hint.min():g}, which a {path.suffix} can't hold; "
+                f"use {RAW}."
+            )
+        hint = np.rint(hint * 255).astype(np.uint8)
+    fits, encoded = cv2.imencode(path.suffix, cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
+    if not fits:
+        raise AnnotatorError(
+            f"A {path.suffix} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
+        )
+    return encoded.tobytes()
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders that have the ending of a picture, sorted."""
+    import cv2
+
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if cv2.haveImageReader(str(path)))
+
+
+def convert_video(
+    source: Path, target: Path, convert: Callable[[Picture], Picture], show: Callable[[int], None]
+) -> int:
+    """Each frame through `convert` (N, H, W, 3) -> the same, at the same rate; gives their number.
+
+    `show` is told the number of frames done. Raises AnnotatorError where the video can't be read
+    or the format can't be written here.
+    """
+    import cv2
+
+    if not target.parent.is_dir():
+        raise AnnotatorError(f"{target.parent} is not a folder; create it first.")
+    reader = cv2.VideoCapture(str(source))
+    rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
+    codec = cv2.VideoWriter.fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))
+    writer = None
+    done = 0
+    try:
+        with _renamed_when_done(target) as part:
+            for frame in _frames(reader):
+                hint = convert(frame[None])[0]
+                if writer is None:
+                    size = hint.shape[1::-1]
+                    writer = cv2.VideoWriter(str(part), codec, rate, size)
+                    if not writer.isOpened():
+                        raise AnnotatorError(
+                            f"OpenCV can't write {target.suffix} here; use .avi, for example."
+                        )
+                writer.write(cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
+                done += 1
+                show(done)
+            if writer is None:
+                raise AnnotatorError(f"{source} is no video that OpenCV can read.")
+            writer.release()
+    finally:
+        reader.release()
+        if writer is not None:
+            writer.release()
+    return done
+
+
+def frame_count(path: Path) -> int:
+    """How many frames a video says it has; 0 where it doesn't say."""
+    import cv2
+
+    reader = cv2.VideoCapture(str(path))
+    try:
+        return max(0, int(reader.get(cv2.CAP_PROP_FRAME_COUNT)))
+    finally:
+        reader.release()
+
+
+def _frames(reader: object) -> Iterator[Picture]:
+    import cv2
+
+    while True:
+        there, frame = reader.read()  # type: ignore[attr-defined]
+        if not there:
+            return
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+@contextmanager
+def _renamed_when_done(path: Path) -> Iterator[Path]:
+    """A temporary name beside the file, with its ending; the file appears when all went well."""
+    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

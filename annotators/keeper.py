@@ -1,0 +1,208 @@
+"""Loaded networks: read safely, kept between calls, and given back on the device that is asked for.
+
+A host that manages memory sets its own keeper (`use`); without one, the last few networks stay in
+this process.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from .base import AnnotatorError, needed
+from .weights import Weights, locate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MOST_KEPT = 4
+WRAPPINGS = ("state_dict", "model", "params", "params_ema")
+"""Under which name a checkpoint may hold its tensors, where it holds more besides."""
+
+Thing = TypeVar("Thing")
+Read = Callable[[Path], Mapping[str, "Tensor"]]
+
+
+class Keeper(Protocol):
+    """Who has loaded networks."""
+
+    def kept(
+        self, key: Hashable, build: Callable[[], Any], device: Any
+    ) -> AbstractContextManager[Any]:
+        """What `build()` makes, or made under the same key before, on the device.
+
+        device: a torch device, its name, or None for the best there is. Things that are no
+        torch.nn.Module are kept where they are.
+        """
+
+
+class Kept:
+    """The default keeper: the last few things, in this process."""
+
+    def __init__(self, most: int = MOST_KEPT) -> None:
+        self.most = most
+        self._things: OrderedDict[Hashable, Any] = OrderedDict()
+
+    @contextmanager
+    def kept(self, key: Hashable, build: Callable[[], Any], device: Any) -> Iterator[Any]:
+        """See Keeper."""
+        thing = self.thing(key, build)
+        yield thing.to(best_device(device)) if hasattr(thing, "parameters") else thing
+
+    def thing(self, key: Hashable, build: Callable[[], Thing]) -> Thing:
+        """What is kept under the key, built first if it isn't there; the oldest one goes."""
+        if key not in self._things:
+            while len(self._things) >= self.most:
+                self._things.popitem(last=False)
+            self._things[key] = build()
+        self._things.move_to_end(key)
+        thing: Thing = self._things[key]
+        return thing
+
+    def clear(self) -> None:
+        """Let everything go."""
+        self._things.clear()
+
+
+_keeper: Keeper = Kept()
+
+
+def use(keeper: Keeper) -> Keeper:
+    """Let `keeper` have the networks from now on; gives the one before."""
+    global _keeper
+    before, _keeper = _keeper, keeper
+    return before
+
+
+def kept(key: Hashable, build: Callable[[], Any], device: Any) -> AbstractContextManager[Any]:
+    """What `build()` makes, from the keeper in use; see Keeper."""
+    return _keeper.kept(key, build, device)
+
+
+@contextmanager
+def network(
+    weights: Weights,
+    build: Callable[[Mapping[str, Tensor]], nn.Module],
+    device: Any = None,
+    *,
+    read: Read | None = None,
+) -> Iterator[Any]:
+    """The network that `build` makes of the file's tensors, for inference, on the device.
+
+    Gradients are off inside of the context. It is kept under the file and the function `build`
+    (so let that be a function of a module, no lambda). `read` is for files that `tensors_of`
+    can't read.
+    """
+    import torch
+
+    path = locate(weights)
+
+    def load() -> nn.Module:
+        return build((read or tensors_of)(path)).eval().requires_grad_(False)
+
+    with kept((_identity(path), build), load, device) as net, torch.no_grad():
+        yield net
+
+
+@contextmanager
+def session(weights: Weights, device: Any = None) -> Iterator[Any]:
+    """An onnxruntime session of an .onnx file, on CUDA where that is asked for and can be had."""
+    runtime = needed("onnxruntime")
+    path = locate(weights)
+    wanted = str(best_device(device)).partition(":")[0]
+    here = runtime.get_available_providers()
+    providers = ["CPUExecutionProvider"]
+    if wanted == "cuda" and "CUDAExecutionProvider" in here:
+        providers.insert(0, "CUDAExecutionProvider")
+
+    def load() -> Any:
+        return runtime.InferenceSession(str(path), providers=providers)
+
+    with kept((_identity(path), *providers), load, device) as one:
+        yield one
+
+
+def best_device(device: Any = None) -> Any:
+    """The torch device that is named, or the fastest one of this machine."""
+    import torch
+
+    if device is not None:
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def tensors_of(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a .safetensors file or a PyTorch checkpoint; no code in it is ever run.
+
+    What wraps them is taken off: a dictionary around them, and "module." before every name.
+    """
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
+        raise AnnotatorError(
+            f"{path} can't be read as weights: it is damaged, or holds more than tensors, which is "
+            "not loaded for safety. Get it again."
+        ) from error
+    while isinstance(content, dict) and (inner := _inner(content)) is not None:
+        content = inner
+    if not isinstance(content, dict):
+        raise AnnotatorError(f"{path} holds no dictionary of tensors: it is another file.")
+    found = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    if found and all(name.startswith("module.") for name in found):
+        return {name.removeprefix("module."): value for name, value in found.items()}
+    return found
+
+
+def _inner(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    held = (content.get(name) for name in WRAPPINGS)
+    return next((one for one in held if isinstance(one, dict)), None)
+
+
+def fill(
+    net: nn.Module, tensors: Mapping[str, Tensor], *, unused: tuple[str, ...] = ()
+) -> nn.Module:
+    """The net with the tensors as its own; build it under torch.device("meta") to save memory.
+
+    unused: beginnings of names in the file that the net has no place for. Raises AnnotatorError
+    with how many names are missing or too many.
+    """
+    wanted = net.state_dict()
+    usable = {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in tensors.items()
+        if not (unused and name.startswith(unused))
+    }
+    for what, names in (
+        ("lacks", wanted.keys() - usable.keys()),
+        ("has an unknown", usable.keys() - wanted.keys()),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise AnnotatorError(f"The file of weights {what} {min(names)}{more}: another file?")
+    for name, value in usable.items():
+        if value.shape != wanted[name].shape:
+            raise AnnotatorError(
+                f"{name} has the shape {tuple(value.shape)} in the file of weights, expected "
+                f"{tuple(wanted[name].shape)}: another file?"
+            )
+    net.load_state_dict(usable, strict=True, assign=True)
+    return net
+
+
+def _identity(path: Path) -> tuple[str, int, int]:
+    """The same only for the same file with the same content."""
+    state = path.stat()
+    return str(path), state.st_size, state.st_mtime_ns

@@ -1,0 +1,134 @@
+"""Pictures in and out: what is taken, what is refused, and the working resolution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AnnotatorError
+
+Picture = NDArray[Any]
+"""(H, W, C) or (N, H, W, C), C 1 grey, 3 RGB or 4 RGBA, or (H, W); uint8, or float in [0, 1]."""
+
+RGB8 = NDArray[np.uint8]
+"""(H, W, 3) uint8, red first."""
+
+Mask = NDArray[np.float32]
+"""(H, W) in [0, 1]; 1 is what is meant."""
+
+MOST_PIXELS = 16384 * 16384
+"""A working picture with more pixels is refused: it is a slip, such as a strip one pixel high."""
+
+
+def as_uint8(image: Picture) -> RGB8:
+    """(..., H, W, 3 or 4) uint8 from any allowed picture; refuses the others with a sentence."""
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3, 4):
+        raise AnnotatorError(
+            f"The picture has the shape {pixels.shape}, but it has to be (height, width, channels) "
+            "or (pictures, height, width, channels), with 1, 3 or 4 channels last."
+        )
+    if pixels.size == 0:
+        raise AnnotatorError(f"The picture has the shape {pixels.shape}: there is nothing in it.")
+    if np.issubdtype(pixels.dtype, np.floating):
+        pixels = np.rint(_checked(pixels, "picture").astype(np.float32) * 255).astype(np.uint8)
+    elif pixels.dtype != np.uint8:
+        raise AnnotatorError(
+            f"The picture's values are {pixels.dtype}; convert them to uint8 (0 to 255) "
+            "or to floats from 0 to 1."
+        )
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def as_masks(mask: Picture, count: int) -> list[Mask]:
+    """`count` masks from (H, W) or (N, H, W): bool, uint8, or floats in [0, 1]; one serves all."""
+    values = np.asarray(mask)
+    if values.ndim == 2:
+        values = values[None]
+    if values.ndim != 3 or values.size == 0:
+        raise AnnotatorError(
+            f"The mask has the shape {np.shape(mask)}, but it has to be (height, width) or "
+            "(pictures, height, width)."
+        )
+    if len(values) not in (1, count):
+        raise AnnotatorError(
+            f"There are {len(values)} masks for {count} pictures: give one mask to all, or one to "
+            "each."
+        )
+    if values.dtype == np.uint8:
+        values = values / np.float32(255)
+    elif np.issubdtype(values.dtype, np.floating):
+        values = _checked(values, "mask")
+    elif values.dtype != np.bool_:
+        raise AnnotatorError(
+            f"The mask's values are {values.dtype}; convert them to uint8 (0 to 255), to bool, "
+            "or to floats from 0 to 1."
+        )
+    values = values.astype(np.float32)
+    return [values[number % len(values)] for number in range(count)]
+
+
+def _checked(values: Picture, what: str) -> Picture:
+    """Floats in [0, 1]; refuses others. n / 255 gives n again in every float type."""
+    if not np.isfinite(values).all():
+        raise AnnotatorError(
+            f"The {what} holds NaN or infinity: something before this step has failed."
+        )
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        raise AnnotatorError(
+            f"The {what}'s floats go from {low:g} to {high:g}, but they have to be from 0 to 1: "
+            "divide by 255, or convert to uint8."
+        )
+    return values
+
+
+def on_white(pixels: RGB8) -> RGB8:
+    """(..., 4) RGBA laid on white: (..., 3) RGB."""
+    alpha = pixels[..., 3:].astype(np.float32) / 255
+    return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+
+
+def working_size(height: int, width: int, resolution: int) -> tuple[int, int]:
+    """Height and width with a short side of `resolution` and the same aspect; 0 changes nothing.
+
+    The long side is rounded, never to a multiple of anything. Raises AnnotatorError where that is
+    more than MOST_PIXELS.
+    """
+    if resolution == 0:
+        return height, width
+    scale = resolution / min(height, width)
+    high, wide = round(height * scale), round(width * scale)
+    if high * wide > MOST_PIXELS:
+        raise AnnotatorError(
+            f"A picture of {width} x {height} would have {wide} x {high} pixels at the resolution "
+            f"{resolution}: lower it, or crop the picture."
+        )
+    return high, wide
+
+
+def resized(pixels: RGB8, height: int, width: int) -> RGB8:
+    """(H, W, C) at another size: area means when it shrinks, Lanczos when it grows.
+
+    So do huggingface/controlnet_aux `resize_image` and lllyasviel/ControlNet.
+    """
+    import cv2
+
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    grows = height > pixels.shape[0]
+    kernel = cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=kernel), np.uint8)
+
+
+def resized_mask(mask: Mask, height: int, width: int) -> Mask:
+    """(H, W) at another size, bilinear, as the inpaint preprocessors of the field do."""
+    import cv2
+
+    if mask.shape == (height, width):
+        return mask
+    return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

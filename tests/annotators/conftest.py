@@ -1,0 +1,42 @@
+"""What tests of neural annotators share: seeded weights in the place of downloaded ones."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from controlnet_pack.annotators import Weights, keeper, weights
+
+
+@pytest.fixture
+def give(tmp_path) -> Callable[[Weights, Mapping], Path]:
+    """give(WEIGHTS, tensors) writes a file of tensors, which is then used for those weights."""
+    import torch
+
+    with ExitStack() as stack:
+
+        def write(record: Weights, tensors: Mapping) -> Path:
+            path = tmp_path / "given" / record.name
+            path.parent.mkdir(exist_ok=True)
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
+
+                save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+            else:
+                torch.save(dict(tensors), path)
+            stack.enter_context(weights.given(record, path))
+            return path
+
+        yield write
+
+
+@pytest.fixture
+def no_network(monkeypatch, tmp_path) -> Path:
+    """No folder but one that is empty, no hub, nothing kept; gives the folder."""
+    folder = tmp_path / "annotators"
+    monkeypatch.setattr(weights, "folders", lambda: [folder])
+    monkeypatch.setattr(weights, "_in_hub_cache", lambda _: None)
+    before = keeper.use(keeper.Kept())
+    yield folder
+    keeper.use(before)
