@@ -238,7 +238,7 @@ def main() -> None:
         "--repeat",
         type=int,
         default=0,
-        help="how many times the shortest sampling is put behind itself; default 1, on a GPU 10",
+        help="samplings so many times as long; default 1, on a GPU 20 steps",
     )
     parser.add_argument("--only", action="append", choices=[v.name for v in VARIANTS])
     parser.add_argument("--small", action="store_true", help="the embedded model instead")
