@@ -1,0 +1,133 @@
+"""Draws poses, at any size and always at the size asked for: nothing is drawn small and enlarged.
+
+Sticks, dots and colours are those of controlnet_aux (`open_pose/util.py`), which the openpose
+ControlNets were trained on; sticks and dots keep their width in pixels at every size.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from typing import Any
+
+import numpy as np
+
+from .keypoints import BODY, Frame, Keypoint, Part
+from .pictures import RGB8
+
+STICK = 4
+DOT = 4
+FACE_DOT = 3
+HAND_LINE = 2
+DIM = 0.6
+"""Half the width of a stick, radii of the dots, width of a hand's lines; how bright sticks are."""
+
+_ARMS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7))
+_LEGS = ((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13))
+_HEAD = ((1, 0), (0, 14), (14, 16), (0, 15), (15, 17))
+_BODY_LIMBS = (*_ARMS, *_LEGS, *_HEAD)
+_HAND_LIMBS = tuple(
+    (0 if joint == 1 else 4 * finger + joint - 1, 4 * finger + joint)
+    for finger in range(5)
+    for joint in range(1, 5)
+)
+
+
+def _wheel(count: int) -> list[tuple[float, ...]]:
+    """As many bright colours, once round the colour wheel from red on."""
+    colours = (colorsys.hsv_to_rgb(number / count, 1, 1) for number in range(count))
+    return [tuple(255 * part for part in colour) for colour in colours]
+
+
+_BODY_COLOURS = [tuple(map(round, colour)) for colour in _wheel(BODY)]
+_HAND_COLOURS = _wheel(len(_HAND_LIMBS))
+_HAND_DOT = (0, 0, 255)
+_WHITE = (255, 255, 255)
+
+
+def draw(
+    frame: Frame,
+    *,
+    size: tuple[int, int] | None = None,
+    body: bool = True,
+    hands: bool = True,
+    face: bool = True,
+    xinsir: bool = False,
+) -> RGB8:
+    """The people of the frame on black, (height, width, 3) uint8.
+
+    size: width and height of the drawing, where it isn't the frame's own; the points are stretched
+    to it. xinsir: sticks as thick as xinsir's ControlNets expect them at this size.
+    """
+    width, height = size or (frame.width, frame.height)
+    canvas: RGB8 = np.zeros((height, width, 3), np.uint8)
+    stretch = width / frame.width, height / frame.height
+    stick = STICK * (stick_scale(width, height) if xinsir else 1)
+    for person in frame.people:
+        if body:
+            _draw_body(canvas, _stretched(person.body, *stretch), stick)
+        if hands:
+            _draw_hand(canvas, _stretched(person.left_hand, *stretch))
+            _draw_hand(canvas, _stretched(person.right_hand, *stretch))
+        if face:
+            _draw_dots(canvas, _stretched(person.face, *stretch), FACE_DOT, _WHITE)
+    return canvas
+
+
+def stick_scale(width: int, height: int) -> int:
+    """How many times thicker xinsir's sticks are (controlnet_aux `xinsr_stick_scaling`)."""
+    longest = max(width, height)
+    return 1 if longest < 500 else min(2 + longest // 1000, 7)
+
+
+def _stretched(part: Part, by_x: float, by_y: float) -> Part:
+    return tuple(point and Keypoint(point.x * by_x, point.y * by_y) for point in part)
+
+
+def _draw_body(canvas: RGB8, points: Part, stick: int) -> None:
+    import cv2
+
+    if not points:
+        return
+    for (start, end), colour in zip(_BODY_LIMBS, _BODY_COLOURS, strict=False):
+        one, other = points[start], points[end]
+        if one is None or other is None:
+            continue
+        middle = int((one.x + other.x) / 2), int((one.y + other.y) / 2)
+        across, down = one.x - other.x, one.y - other.y
+        half = int((down * down + across * across) ** 0.5 / 2)
+        angle = int(math.degrees(math.atan2(down, across)))
+        outline = np.array(cv2.ellipse2Poly(middle, (half, stick), angle, 0, 360, 1))
+        cv2.fillConvexPoly(canvas, outline, [int(part * DIM) for part in colour])
+    for point, colour in zip(points, _BODY_COLOURS, strict=True):
+        if point is not None:
+            cv2.circle(canvas, (int(point.x), int(point.y)), DOT, colour, thickness=-1)
+
+
+def _draw_hand(canvas: RGB8, points: Part) -> None:
+    import cv2
+
+    if not points:
+        return
+    places = [_inside(point) for point in points]
+    for (start, end), colour in zip(_HAND_LIMBS, _HAND_COLOURS, strict=True):
+        one, other = places[start], places[end]
+        if one and other:
+            cv2.line(canvas, one, other, colour, thickness=HAND_LINE)
+    _draw_dots(canvas, points, DOT, _HAND_DOT)
+
+
+def _draw_dots(canvas: RGB8, points: Part, radius: int, colour: Any) -> None:
+    import cv2
+
+    for place in map(_inside, points):
+        if place:
+            cv2.circle(canvas, place, radius, colour, thickness=-1)
+
+
+def _inside(point: Keypoint | None) -> tuple[int, int] | None:
+    """The pixel; None where it is in the first row or column, which means "not seen" there."""
+    if point is None:
+        return None
+    x, y = int(point.x), int(point.y)
+    return (x, y) if x > 0 and y > 0 else None
