@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -109,12 +110,10 @@ class Applied:
 
     def send(self) -> None:
         """Shows the text on the node, in the editor that queued the prompt."""
-        if self.node is None:
-            return
-        from server import PromptServer
-
-        server = getattr(PromptServer, "instance", None)
-        if server is not None:
+        # Looked up where the host has it: a script that uses the host's modules has no server.
+        served = getattr(sys.modules.get("server"), "PromptServer", None)
+        server = getattr(served, "instance", None)
+        if self.node is not None and server is not None:
             data = {"node": self.node, "text": self.text()}
             server.send_sync(EVENT, data, server.client_id)
 
