@@ -1,4 +1,4 @@
-"""Beside other nodes: caches that skip steps, Deep Shrink, nets of the host, patches, other packs."""
+"""Beside other nodes: caches that skip steps, Deep Shrink, nets of the host, patches, packs."""
 
 from __future__ import annotations
 
