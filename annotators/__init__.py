@@ -16,7 +16,14 @@ from typing import Any
 
 from . import (
     _canny,
+    _hed,
+    _lineart,
+    _lineart_anime,
+    _manga_line,
     _mask,
+    _mlsd,
+    _pidinet,
+    _teed,
 )
 from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
 from .settings import meant
@@ -36,6 +43,13 @@ __all__ = [
 _RECORDS: tuple[Annotator, ...] = (
     _canny.ANNOTATOR,
     _mask.ANNOTATOR,
+    _hed.ANNOTATOR,
+    _pidinet.ANNOTATOR,
+    _teed.ANNOTATOR,
+    _lineart.ANNOTATOR,
+    _lineart_anime.ANNOTATOR,
+    _manga_line.ANNOTATOR,
+    _mlsd.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

@@ -1,0 +1,94 @@
+"""What all line and edge annotators share: padding, grey levels, safe steps, scribbles.
+
+Bit for bit as in the preprocessors of lllyasviel/ControlNet, huggingface/controlnet_aux and
+Fannovel16/comfyui_controlnet_aux, where the names nms, safe_step and scribble come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .base import RGB8
+from .settings import Flag
+
+Maps = NDArray[Any]
+"""(N, H, W), one map for each picture."""
+
+REPOSITORY, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
+"""Where most of these networks' weights are."""
+
+MULTIPLE = 64
+"""To what the sides are padded, as in comfyui_controlnet_aux `resize_image_with_pad`."""
+
+SAFE_STEPS = 2
+SCRIBBLE_SIGMA = 3.0
+SCRIBBLE_THRESHOLD = 127
+SCRIBBLE_LEAST = 4
+"""The thinned lines are blurred, and what is lighter than this is a stroke."""
+
+SAFE = Flag(True, "a few flat grey levels in place of soft ones: faint patterns don't get through")
+SCRIBBLE = Flag(False, "even strokes, as drawn by hand, in place of soft edges")
+
+
+def edge_padded(images: RGB8, multiple: int = MULTIPLE) -> RGB8:
+    """(N, H, W, 3) with the last row and column repeated until both sides are multiples."""
+    height, width = images.shape[1:3]
+    below, right = -height % multiple, -width % multiple
+    if below == right == 0:
+        return images
+    return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+
+
+def sigmoid(logits: Maps) -> Maps:
+    """In double precision, as the references do."""
+    with np.errstate(over="ignore"):  # far below 0 it is 0, as it should be
+        found: Maps = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return found
+
+
+def safe_step(edges: Maps, steps: int = SAFE_STEPS) -> Maps:
+    """Values in [0, 1] on `steps` + 1 levels; a 1 becomes more than 1, which white limits."""
+    levels = (edges.astype(np.float32) * float(steps + 1)).astype(np.int32)
+    return levels.astype(np.float32) / float(steps)
+
+
+def grey_levels(edges: Maps) -> NDArray[np.uint8]:
+    """Values in [0, 1] as 0 to 255, cut off and not rounded."""
+    return (edges * 255.0).clip(0, 255).astype(np.uint8)
+
+
+def thinned(edges: NDArray[np.uint8], threshold: float, sigma: float) -> NDArray[np.uint8]:
+    """(H, W): 255 along the ridges of the blurred map that are higher than the threshold (nms)."""
+    import cv2
+
+    blurred = cv2.GaussianBlur(edges.astype(np.float32), (0, 0), sigma)
+    ridge = np.zeros(blurred.shape, np.bool_)
+    row, diagonal = np.zeros((3, 3), np.uint8), np.eye(3, dtype=np.uint8)
+    row[1] = 1
+    for line in (row, row.T, diagonal, diagonal[::-1]):
+        ridge |= cv2.dilate(blurred, np.ascontiguousarray(line)) == blurred
+    return np.where(ridge & (blurred > threshold), 255, 0).astype(np.uint8)
+
+
+def scribbled(edges: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) soft edges as strokes of one width, 0 or 255."""
+    import cv2
+
+    lines = thinned(edges, SCRIBBLE_THRESHOLD, SCRIBBLE_SIGMA)
+    blurred = cv2.GaussianBlur(lines, (0, 0), SCRIBBLE_SIGMA)
+    return np.where(blurred > SCRIBBLE_LEAST, 255, 0).astype(np.uint8)
+
+
+def soft_edges(edges: Maps, steps: int, *, scribble: bool = False) -> NDArray[np.uint8]:
+    """Maps in [0, 1] as grey levels: on safe steps if there are any, then as strokes if wanted."""
+    maps = grey_levels(safe_step(edges, steps) if steps else edges)
+    return np.stack([scribbled(one) for one in maps]) if scribble else maps
+
+
+def as_hints(maps: NDArray[np.uint8], like: RGB8) -> RGB8:
+    """Maps of padded pictures, cut to the size of the pictures, as (N, H, W, 3)."""
+    height, width = like.shape[1:3]
+    return np.repeat(maps[:, :height, :width, None], 3, axis=-1)
