@@ -16,12 +16,15 @@ from typing import Any
 
 from . import (
     _canny,
+    _depth_anything,
+    _depth_anything_v2,
     _hed,
     _lineart,
     _lineart_anime,
     _manga_line,
     _mask,
     _mlsd,
+    _normal_bae,
     _pidinet,
     _teed,
 )
@@ -50,6 +53,9 @@ _RECORDS: tuple[Annotator, ...] = (
     _lineart_anime.ANNOTATOR,
     _manga_line.ANNOTATOR,
     _mlsd.ANNOTATOR,
+    _depth_anything.ANNOTATOR,
+    _depth_anything_v2.ANNOTATOR,
+    _normal_bae.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

@@ -3,4 +3,18 @@
 from collections.abc import Callable
 from typing import Any
 
-SEEDED: dict[str, Callable[[Any], None]] = {}
+from controlnet_pack.annotators import ANNOTATORS
+
+from . import tiny_nets
+
+
+def _first(name: str, tensors: Callable[[], Any]) -> Callable[[Any], None]:
+    """Gives what `tensors()` makes as the first weights of the annotator."""
+    return lambda give: give(ANNOTATORS[name].weights[0], tensors())
+
+
+SEEDED: dict[str, Callable[[Any], None]] = {
+    "depth_anything": _first("depth_anything", tiny_nets.depth_anything),
+    "depth_anything_v2": _first("depth_anything_v2", tiny_nets.depth_anything),
+    "normal_bae": _first("normal_bae", tiny_nets.normal_bae),
+}

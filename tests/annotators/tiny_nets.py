@@ -1,0 +1,77 @@
+"""Seeded weights of small networks, made like the public ones: for tests without downloads."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..cldm_core.seeded import seeded_state_dict, shapes_of
+
+
+def seeded_net(net: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Weights of a module that may be on the meta device; see `seeded_tensors`."""
+    return seeded_tensors(shapes_of(net), seed)
+
+
+def seeded_tensors(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Weights by name and shape; the statistics of batch norms are made possible ones."""
+    tensors = seeded_state_dict(shapes, seed)
+    for name, value in tensors.items():
+        if name.endswith("running_var"):
+            tensors[name] = value.abs() * 5 + 0.5
+        elif name.endswith("num_batches_tracked"):
+            tensors[name] = torch.zeros((), dtype=torch.int64)
+    return tensors
+
+
+def depth_anything(seed: int = 7) -> dict[str, Tensor]:
+    """Depth Anything of width 128 with 8 blocks, trained on 56 px, under the authors' names."""
+    width, fused, sizes = 128, 16, (8, 16, 24, 32)
+    shapes: dict[str, tuple[int, ...]] = {
+        "pretrained.cls_token": (1, 1, width),
+        "pretrained.pos_embed": (1, 17, width),
+        "pretrained.mask_token": (1, width),
+        **_layer("pretrained.patch_embed.proj", width, 3, 14, 14),
+        **_layer("pretrained.norm", width),
+    }
+    for number in range(8):
+        block = f"pretrained.blocks.{number}."
+        shapes |= _layer(f"{block}norm1", width) | _layer(f"{block}norm2", width)
+        shapes |= _layer(f"{block}attn.qkv", 3 * width, width)
+        shapes |= _layer(f"{block}attn.proj", width, width)
+        shapes |= _layer(f"{block}mlp.fc1", 4 * width, width)
+        shapes |= _layer(f"{block}mlp.fc2", width, 4 * width)
+        shapes |= {f"{block}ls1.gamma": (width,), f"{block}ls2.gamma": (width,)}
+    head = "depth_head."
+    for level, size in enumerate(sizes):
+        shapes |= _layer(f"{head}projects.{level}", size, width, 1, 1)
+        if level != 2:
+            kernel = (4, 2, 0, 3)[level]
+            shapes |= _layer(f"{head}resize_layers.{level}", size, size, kernel, kernel)
+        shapes[f"{head}scratch.layer{level + 1}_rn.weight"] = (fused, size, 3, 3)
+        unit = f"{head}scratch.refinenet{level + 1}."
+        shapes |= _layer(f"{unit}out_conv", fused, fused, 1, 1)
+        for part in ("resConfUnit1.conv1", "resConfUnit1.conv2"):
+            shapes |= _layer(f"{unit}{part}", fused, fused, 3, 3)
+            shapes |= _layer(f"{unit}{part.replace('Unit1', 'Unit2')}", fused, fused, 3, 3)
+    shapes |= _layer(f"{head}scratch.output_conv1", fused // 2, fused, 3, 3)
+    shapes |= _layer(f"{head}scratch.output_conv2.0", 32, fused // 2, 3, 3)
+    shapes |= _layer(f"{head}scratch.output_conv2.2", 1, 32, 1, 1)
+    return seeded_tensors(shapes, seed)
+
+
+def _layer(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+def normal_bae(seed: int = 11) -> dict[str, Tensor]:
+    """NormalBAE with an EfficientNet of one block a stage and at most 32 channels."""
+    from controlnet_pack.annotators.nets.efficientnet import B5
+    from controlnet_pack.annotators.nets.normal_bae import NormalBae
+
+    stages = tuple(
+        stage._replace(blocks=1, channels=8 * number) for number, stage in enumerate(B5, 1)
+    )
+    with torch.device("meta"):
+        net = NormalBae(stages, 8, 32, (32, 24, 16, 8))
+    return seeded_net(net, seed)
