@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from .client import HostClient
+from .server import HostServer
 
 API = Path(__file__).resolve().parents[2] / "workflows" / "api"
 SHOWS = ("PreviewImage", "SaveImage", "CLDM_ControlInspector")
@@ -19,7 +20,8 @@ def size_of(prompt: dict[str, Any]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("path", sorted(API.glob("*.json")), ids=lambda path: path.stem)
-def test_workflow_runs(client: HostClient, path: Path) -> None:
+def test_workflow_runs(host: HostServer, client: HostClient, path: Path) -> None:
+    start = len(host.log())
     prompt = json.loads(path.read_text(encoding="utf-8"))
     for node in prompt.values():
         if "steps" in node["inputs"]:
@@ -37,3 +39,6 @@ def test_workflow_runs(client: HostClient, path: Path) -> None:
             assert picture.std() > 1  # something can be seen
             if node["class_type"] == "SaveImage":
                 assert picture.shape[:2] == size_of(prompt)
+    assert result.progress[-1][1:] == (2, 2)
+    for word in ("ERROR", "WARNING", "Traceback"):
+        assert word not in host.log(start)
