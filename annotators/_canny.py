@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .base import RGB8, Annotator, AnnotatorError, Param
+from .pictures import as_rgb
 
 
 def canny(image: RGB8, low_threshold: int, high_threshold: int) -> RGB8:
     """Edges of (H, W, 3), by the strongest channel at each pixel, as (H, W, 3) of 0 and 255."""
     import cv2
 
+    check_order(low_threshold, high_threshold)
+    return as_rgb(cv2.Canny(image, low_threshold, high_threshold))
+
+
+def check_order(low_threshold: int, high_threshold: int) -> None:
+    """Raises AnnotatorError where the thresholds are the wrong way round."""
     if low_threshold > high_threshold:
         raise AnnotatorError(
             f"low_threshold is {low_threshold}, above high_threshold, which is {high_threshold}: "
             "lower the first or raise the second."
         )
-    edges = cv2.Canny(image, low_threshold, high_threshold)  # (H, W)
-    return np.repeat(edges[..., None], 3, axis=-1).astype(np.uint8, copy=False)
 
 
 ANNOTATOR = Annotator(

@@ -93,6 +93,13 @@ def on_white(pixels: RGB8) -> RGB8:
     return np.rint(pixels[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
 
 
+def as_rgb(grey: Picture) -> RGB8:
+    """(H, W) uint8 as (H, W, 3) with equal channels, in memory of its own."""
+    import cv2
+
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
 def working_size(height: int, width: int, resolution: int) -> tuple[int, int]:
     """Height and width with a short side of `resolution` and the same aspect; 0 changes nothing.
 
