@@ -13,7 +13,10 @@ from controlnet_pack.cldm_core.__main__ import make_parser as core_parser
 from controlnet_pack.cldm_core.tiny.build import make_parser as build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/files.md", "cldm_core/tiny/README.md"]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "cldm_core/tiny/README.md"),
+    *("docs/applying.md", "docs/files.md", "docs/hints.md", "docs/inspector.md"),
+]
 PARSERS = {
     "cldm_core": core_parser,
     "annotators": annotators_parser,
