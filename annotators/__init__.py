@@ -36,6 +36,7 @@ from . import (
     _pidinet,
     _pyracanny,
     _recolor,
+    _salient,
     _scribble,
     _scribble_xdog,
     _shuffle,
@@ -88,6 +89,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _mlsd.ANNOTATOR,
     _pidinet.ANNOTATOR,
     _teed.ANNOTATOR,
+    _salient.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}
