@@ -63,6 +63,13 @@ class TimestepEmbedSequential(nn.Sequential):
         return x
 
 
+def repeated(x: Tensor, rows: int) -> Tensor:
+    """x (U, ...) behind itself until there are `rows` rows; x itself where there are already."""
+    if x.shape[0] == rows:
+        return x
+    return x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))
+
+
 class Upsample(nn.Module):
     """Twice the size by nearest neighbours, then a 3x3 convolution unless `use_conv` is off."""
 
@@ -134,13 +141,18 @@ class ResBlock(nn.Module):
             self.skip_connection = ops.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x (B, C, h, w), emb (B, E) to (B, C', h, w)."""
+        """x (B, C, h, w), emb (B, E) to (B, C', h, w).
+
+        Where several texts were given for each picture x has become a multiple of emb.
+        """
         if self.resample is None:
             h = self.in_layers(x)
         else:
             h = self.in_layers[2](self.resample(self.in_layers[1](self.in_layers[0](x))))
             x = self.resample(x)
         emb_out = self.emb_layers(emb).type(h.dtype)[:, :, None, None]
+        if emb_out.shape[0] > 1:
+            emb_out = repeated(emb_out, h.shape[0])
         if self.use_scale_shift_norm:
             scale, shift = emb_out.chunk(2, dim=1)
             h = self.out_layers[0](h) * (1 + scale) + shift
@@ -242,7 +254,16 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = ops.LayerNorm(dim)
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """x (B, N, dim), context (B, M, context_dim) to (B, N, dim).
+
+        With k B texts x becomes (k B, N, dim): up to the first look at a text, pictures with
+        several texts are computed once.
+        """
+        rows = x.shape[0] if context is None else context.shape[0]
+        if self.disable_self_attn:
+            x = repeated(x, rows)
         x = self.attn1(self.norm1(x), context if self.disable_self_attn else None) + x
+        x = repeated(x, rows)
         x = self.attn2(self.norm2(x), context) + x
         out: Tensor = self.ff(self.norm3(x)) + x
         return out
@@ -286,7 +307,7 @@ class SpatialTransformer(nn.Module):
         )
 
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """x (B, C, h, w), context (B, M, context_dim) to (B, C, h, w)."""
+        """x (B, C, h, w), context (B, M, context_dim) to (B, C, h, w), (k B, ...) for k B texts."""
         height, width = x.shape[-2:]
         h = self.norm(x)
         if not self.use_linear:
@@ -301,5 +322,5 @@ class SpatialTransformer(nn.Module):
         h = rearrange(h, "b (h w) c -> b c h w", h=height, w=width).contiguous()
         if not self.use_linear:
             h = self.proj_out(h)
-        out: Tensor = h + x
+        out: Tensor = h + repeated(x, h.shape[0])
         return out

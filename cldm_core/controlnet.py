@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .attention import Attention, sdpa
-from .blocks import zero_module
+from .blocks import repeated, zero_module
 from .config import ControlNetConfig
 from .errors import ShapeError
 from .hints import HINT_SCALE, check_count, check_hint, in_type_of
@@ -41,7 +41,11 @@ class ControlEncoder(Encoder):
         return features
 
     def steer(self, x: Tensor, features: Tensor, emb: Tensor, context: Tensor | None) -> Residuals:
-        """Residuals for latents x, encoded hints and the time embedding, all of them checked."""
+        """Residuals for latents x, encoded hints and the time embedding, all of them checked.
+
+        With several texts for each picture, those of the blocks in front of the first text are
+        computed once.
+        """
         output = []
         h = x
         for index, (module, zero) in enumerate(
@@ -52,7 +56,10 @@ class ControlEncoder(Encoder):
                 h = h + features.to(h.dtype)
             output.append(zero(h))
         h = self.middle_block(h, emb, context)
-        residuals = Residuals(tuple(output), (self.middle_block_out(h),))
+        output.append(self.middle_block_out(h))
+        rows = x.shape[0] if context is None else context.shape[0]
+        *skips, middle = (repeated(item, rows) for item in output)
+        residuals = Residuals(tuple(skips), (middle,))
         return pool(residuals) if self.control_config.global_average_pooling else residuals
 
     def check_features(self, x: Tensor, features: Tensor) -> None:
@@ -98,13 +105,16 @@ class ControlNet(ControlEncoder):
     ) -> Residuals:
         """Residuals for noisy latents x (B, in_channels, h, w).
 
-        timesteps, context and y are those of ControlledUNet.forward.
+        timesteps, context and y are those of ControlledUNet.forward. Without y, context may also
+        have k B texts, first one for each picture, then the second for each, and so on: the
+        residuals are those of x k times behind itself. So guidance costs less than twice: what
+        stands in front of the first text is computed once.
 
         features: what encode_hint gave, of batch 1 or B; where None, `hint` is encoded here (so
         that a wrapper for training sees one forward). Raises ShapeError or FamilyMismatch, with the
         shapes, where an input doesn't fit.
         """
-        self.check_inputs(x, timesteps, context)
+        self.check_inputs(x, timesteps, context, several_texts=y is None)
         if features is None:
             if hint is None:
                 raise ShapeError(

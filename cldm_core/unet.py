@@ -55,8 +55,13 @@ class Encoder(nn.Module):
             )
         return emb + self.label_emb(y.to(dtype))  # type: ignore[no-any-return]
 
-    def check_inputs(self, x: Tensor, timesteps: Tensor, context: Tensor | None) -> None:
-        """Raises ShapeError or FamilyMismatch, with the shapes, for what this net can't take."""
+    def check_inputs(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | None, *, several_texts: bool = False
+    ) -> None:
+        """Raises ShapeError or FamilyMismatch, with the shapes, for what this net can't take.
+
+        several_texts: whether there may be a multiple of the pictures in texts.
+        """
         config = self.unet_config
         if x.ndim != 4 or x.shape[1] != config.in_channels:
             raise ShapeError(
@@ -74,9 +79,9 @@ class Encoder(nn.Module):
                 "for each picture."
             )
         if config.context_dim is not None:
-            self._check_context(x.shape[0], context, config.context_dim)
+            self._check_context(x.shape[0], context, config.context_dim, several_texts)
 
-    def _check_context(self, batch: int, context: Tensor | None, width: int) -> None:
+    def _check_context(self, batch: int, context: Tensor | None, width: int, several: bool) -> None:
         if context is None or context.shape[-1] != width:
             found = "no text embeddings were given"
             if context is not None:
@@ -85,7 +90,9 @@ class Encoder(nn.Module):
                 f"This net reads text embeddings {width} wide, but {found}: "
                 "the base model and the net are of different families."
             )
-        if context.ndim != 3 or context.shape[0] != batch:
+        count = context.shape[0]
+        fits = count == batch or (several and count > 0 and count % batch == 0)
+        if context.ndim != 3 or not fits:
             raise ShapeError(
                 f"The text embeddings have shape {tuple(context.shape)}, expected "
                 f"({batch}, tokens, {width}): one text for each picture."

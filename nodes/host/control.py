@@ -11,7 +11,7 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from ...cldm_core import Residuals
+from ...cldm_core import ControlNet, Residuals
 from ...cldm_core.checkpoint.describe import base_name
 from ...cldm_core.hints import HINT_SCALE
 from ...cldm_core.masks import residual_sizes
@@ -129,21 +129,43 @@ class HostControl(Steered):
         def chosen(item: Tensor) -> Tensor:
             return item if rows is None else item[rows.to(item.device)]
 
-        x, t = chosen(call.x), chosen(call.t)
+        pictures = slice(len(place.batch.frames) if self._same_pictures(call, place) else None)
+        x, t = chosen(call.x)[pictures], chosen(call.t)[pictures]
         context = call.cond.get("crossattn_controlnet", call.cond["c_crossattn"])
         y = call.cond.get("y")
         # In bfloat16 there is no number between 896 and 900: whole steps would fall together.
         times = torch.float32 if dtype == torch.bfloat16 else dtype
         return self.net(  # type: ignore[no-any-return]
             self.model_sampling.calculate_input(t, x).to(dtype),
-            self._features(call, place),
+            self._features(call, place, pictures),
             self.model_sampling.timestep(t).to(times),
             chosen(context).to(x.device, dtype),
             None if y is None else chosen(y).to(dtype),
         )
 
-    def _features(self, call: Call, place: Place) -> Any:
-        """The encoded hints of the rows, computed once per sampling, size, area and hint."""
+    def _same_pictures(self, call: Call, place: Place) -> bool:
+        """Whether every prompt of a call sees the same latents and nothing but its text differs.
+
+        Then a ControlNet computes what stands in front of the first text once for all prompts.
+        """
+        rows = place.batch.prompts
+        return (
+            place.whole
+            and call.prompts > 1
+            and len(rows) == call.prompts
+            and call.cond.get("y") is None
+            and isinstance(self.net, ControlNet)
+            and self.net.unet_config.context_dim is not None
+            and all(row is not None and row == rows[0]._replace(side=row.side) for row in rows)
+            and call.size == (rows[0].area[:2] if rows[0].area else rows[0].size)
+            and self._tile(call) is None
+        )
+
+    def _features(self, call: Call, place: Place, chosen: slice = slice(None)) -> Any:
+        """The encoded hints of the rows, computed once per sampling, size, area and hint.
+
+        chosen: which of the rows of `place`.
+        """
         batch, device = place.batch, call.x.device
         hints, tiled = self._hints_for(call), self._tile(call) is not None
         areas = (None,) if tiled else distinct_areas(batch)
@@ -172,7 +194,7 @@ class HostControl(Steered):
 
         key = (call.size, whole, areas, most, device, self.compute_type)
         places = place.rows if each_row else _places(place, areas, most)
-        return spread(self.encoded.get(hints, key, encode), places)
+        return spread(self.encoded.get(hints, key, encode), places[chosen])
 
     def _tile(self, call: Call) -> Tensor | None:
         """The hint that a pack that works in tiles has put in the place of the picture's."""
