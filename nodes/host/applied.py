@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -103,8 +104,10 @@ class Applied:
                 + (" and not computed" if counts.spared else "")
             )
         if counts.reused:
-            drift = f", drift {100 * max(counts.drift):.1f} % at most" if counts.drift else ""
-            lines.append(f"computed {counts.computed} times, used again {counts.reused}{drift}")
+            lines.append(
+                f"computed {counts.computed} times, used again {counts.reused}"
+                f"{_drifted(counts.drift)}"
+            )
         lines.append(f"time in the net: {counts.seconds:.2f} s")
         return "\n".join(lines)
 
@@ -142,6 +145,13 @@ def _ranges(numbers: list[int]) -> str:
         else:
             parts.append([number, number])
     return ", ".join(f"{a + 1}" if a == b else f"{a + 1}-{b + 1}" for a, b in parts)
+
+
+def _drifted(drift: Sequence[float]) -> str:
+    if not drift:
+        return ""
+    middle, most = 100 * median(drift), 100 * max(drift)
+    return f", drift {middle:.1f} %, {most:.1f} % at most"
 
 
 def _listed(weights: Sequence[float]) -> str:
