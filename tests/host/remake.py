@@ -1,6 +1,6 @@
-"""Remakes what running the workflows gives: thumbnails, the README's picture, object_info.json.
+"""Remakes what running the workflows gives: thumbnails, pictures of the docs, object_info.json.
 
-python tests/host/remake.py [--host 0.3.64] [--only thumbnails picture nodes] [--flag=...]
+python tests/host/remake.py [--host 0.3.64] [--only thumbnails picture nodes settings] [--flag=...]
 
 COMFYUI_PATH names the host, as for the tests; the oldest is taken unless --host says another.
 """
@@ -21,11 +21,13 @@ from host.client import HostClient
 from host.editor import Editor
 from host.hosts import NO_HOST, find_hosts
 from host.server import HostServer
+from host.settings_sheet import write_settings_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
 OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
 PICTURE = ROOT / "docs" / "first_picture.png"
+SETTINGS = ROOT / "docs" / "applying.jpg"
 SIDE = 384  # pixels; a thumbnail is the hints and the pictures, side by side
 QUALITY = 85
 WIDE = 1.7  # width to height from which on pictures are put one above the other
@@ -52,6 +54,9 @@ def main() -> None:
         if "thumbnails" in told.only:
             for path in sorted((WORKFLOWS / "api").glob("*.json")):
                 write_thumbnail(host.client, path)
+        if "settings" in told.only:
+            prompt = read(WORKFLOWS / "api" / f"{PICTURE.stem}.json")
+            write_settings_sheet(host.client, prompt, SETTINGS)
         if "picture" in told.only:
             editor = stack.enter_context(Editor(host.url, folder))
             editor.load(read(WORKFLOWS / f"{PICTURE.stem}.json"), PICTURE.stem)
@@ -61,7 +66,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    everything = ("nodes", "thumbnails", "picture")
+    everything = ("nodes", "thumbnails", "settings", "picture")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", help="which of the hosts found, by its version; else the oldest")
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
