@@ -30,6 +30,7 @@ from . import (
     _lineart_standard,
     _manga_line,
     _mask,
+    _midas,
     _mlsd,
     _normal_bae,
     _normal_from_depth,
@@ -90,6 +91,8 @@ _RECORDS: tuple[Annotator, ...] = (
     _pidinet.ANNOTATOR,
     _teed.ANNOTATOR,
     _salient.ANNOTATOR,
+    _midas.ANNOTATOR,
+    _midas.NORMAL,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

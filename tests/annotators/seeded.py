@@ -16,5 +16,7 @@ def _first(name: str, tensors: Callable[[], Any]) -> Callable[[Any], None]:
 SEEDED: dict[str, Callable[[Any], None]] = {
     "depth_anything": _first("depth_anything", tiny_nets.depth_anything),
     "depth_anything_v2": _first("depth_anything_v2", tiny_nets.depth_anything),
+    "midas": _first("midas", tiny_nets.midas),
+    "midas_normal": _first("midas_normal", tiny_nets.midas),
     "normal_bae": _first("normal_bae", tiny_nets.normal_bae),
 }

@@ -75,3 +75,16 @@ def normal_bae(seed: int = 11) -> dict[str, Tensor]:
     with torch.device("meta"):
         net = NormalBae(stages, 8, 32, (32, 24, 16, 8))
     return seeded_net(net, seed)
+
+
+def midas(seed: int = 13) -> dict[str, Tensor]:
+    """DPT-Hybrid of width 64 with 4 blocks, and what its file holds besides."""
+    from controlnet_pack.annotators.nets.dpt_hybrid import DptHybrid, Sizes
+
+    rows = ((1, 32, 32), (1, 32, 64), (1, 32, 96))
+    with torch.device("meta"):
+        net = DptHybrid(Sizes(32, rows, 64, 4, 16, 96, (32, 48), 16, 8))
+    unused = _layer("pretrained.model.head", 10, 64) | _layer("pretrained.model.norm", 64)
+    for part in ("conv1", "conv2"):
+        unused |= _layer(f"scratch.refinenet4.resConfUnit1.{part}", 16, 16, 3, 3)
+    return seeded_tensors({**shapes_of(net), **unused}, seed)
