@@ -34,7 +34,9 @@ def lineart(images: RGB8, coarse: bool, device: Any = None) -> RGB8:
     from .nets.frames import as_array, as_tensor
 
     with network(COARSE if coarse else FINE, _build, device) as net:
-        paper = as_array(net(as_tensor(edge_padded(images), net) / 255))[..., 0]
+        # Reflected borders are slow where the channels lie last in memory, as in pictures.
+        frames = (as_tensor(edge_padded(images), net) / 255).contiguous()
+        paper = as_array(net(frames))[..., 0]
     return as_hints(255 - grey_levels(paper), images)
 
 
