@@ -20,6 +20,7 @@ from . import (
     _color_grid,
     _depth_anything,
     _depth_anything_v2,
+    _dwpose,
     _grey,
     _hed,
     _inpaint,
@@ -34,6 +35,7 @@ from . import (
     _mlsd,
     _normal_bae,
     _normal_from_depth,
+    _openpose,
     _pidinet,
     _pyracanny,
     _recolor,
@@ -46,6 +48,7 @@ from . import (
     _tile,
 )
 from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
+from .pose import detect_pose
 from .settings import meant
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "Picture",
     "Weights",
     "annotate",
+    "detect_pose",
 ]
 
 _RECORDS: tuple[Annotator, ...] = (
@@ -93,6 +97,8 @@ _RECORDS: tuple[Annotator, ...] = (
     _salient.ANNOTATOR,
     _midas.ANNOTATOR,
     _midas.NORMAL,
+    _openpose.ANNOTATOR,
+    _dwpose.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

@@ -79,6 +79,13 @@ class Frame:
         )
         return replace(self, people=tuple(people))
 
+    def resized(self, width: int, height: int) -> Frame:
+        """The frame stretched to another size."""
+        if (width, height) == (self.width, self.height):
+            return self
+        by = width / self.width, height / self.height
+        return Frame(width, height, tuple(_scaled(person, *by) for person in self.people))
+
 
 _NAMES = (
     "pose_keypoints_2d",
@@ -231,11 +238,10 @@ def _in_fractions(people: Sequence[Person]) -> bool:
     return all(abs(point.x) <= 1 and abs(point.y) <= 1 for point in points)
 
 
-def _scaled(person: Person, width: float, height: float) -> Person:
+def _scaled(person: Person, by_x: float, by_y: float) -> Person:
     def scaled(part: Part) -> Part:
         return tuple(
-            point and Keypoint(point.x * width, point.y * height, point.confidence)
-            for point in part
+            point and Keypoint(point.x * by_x, point.y * by_y, point.confidence) for point in part
         )
 
     return Person(*map(scaled, person.parts))

@@ -61,16 +61,15 @@ def draw(
     """
     width, height = size or (frame.width, frame.height)
     canvas: RGB8 = np.zeros((height, width, 3), np.uint8)
-    stretch = width / frame.width, height / frame.height
     stick = STICK * (stick_scale(width, height) if xinsir else 1)
-    for person in frame.people:
+    for person in frame.resized(width, height).people:
         if body:
-            _draw_body(canvas, _stretched(person.body, *stretch), stick)
+            _draw_body(canvas, person.body, stick)
         if hands:
-            _draw_hand(canvas, _stretched(person.left_hand, *stretch))
-            _draw_hand(canvas, _stretched(person.right_hand, *stretch))
+            _draw_hand(canvas, person.left_hand)
+            _draw_hand(canvas, person.right_hand)
         if face:
-            _draw_dots(canvas, _stretched(person.face, *stretch), FACE_DOT, _WHITE)
+            _draw_dots(canvas, person.face, FACE_DOT, _WHITE)
     return canvas
 
 
@@ -78,10 +77,6 @@ def stick_scale(width: int, height: int) -> int:
     """How many times thicker xinsir's sticks are (controlnet_aux `xinsr_stick_scaling`)."""
     longest = max(width, height)
     return 1 if longest < 500 else min(2 + longest // 1000, 7)
-
-
-def _stretched(part: Part, by_x: float, by_y: float) -> Part:
-    return tuple(point and Keypoint(point.x * by_x, point.y * by_y) for point in part)
 
 
 def _draw_body(canvas: RGB8, points: Part, stick: int) -> None:
