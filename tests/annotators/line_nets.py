@@ -1,14 +1,41 @@
 """Seeded weights and pictures of the line and edge tests; the reference had the same."""
 
+import importlib
 import zlib
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+NETS = {
+    "hed": "HED",
+    "lineart": "Lineart",
+    "lineart_anime": "LineartAnime",
+    "manga_line": "MangaLine",
+    "mlsd": "MLSD",
+    "pidinet": "PiDiNet",
+    "teed": "TEED",
+}
+"""The classes in annotators.nets."""
+
 GAINS = {"pidinet": 0.78, "manga_line": 0.55}
 """Smaller weights where a deep net's values would explode."""
+
+
+def empty(name: str) -> nn.Module:
+    """The network without values, in training mode."""
+    module = importlib.import_module(f"controlnet_pack.annotators.nets.{name}")
+    with torch.device("meta"):
+        net: nn.Module = getattr(module, NETS[name])()
+    return net
+
+
+@cache
+def weights(name: str) -> dict[str, Tensor]:
+    """The network's seeded weights."""
+    return weights_of(name, shapes_of(empty(name)))
 
 
 def weights_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

@@ -5,7 +5,12 @@ from typing import Any
 
 from controlnet_pack.annotators import ANNOTATORS
 
-from . import tiny_nets
+from . import line_nets, tiny_nets
+
+
+def _line_net(name: str) -> Callable[[Any], None]:
+    """Gives the annotator's seeded weights at full size; only for small networks."""
+    return _first(name, lambda: line_nets.weights(name))
 
 
 def _first(name: str, tensors: Callable[[], Any]) -> Callable[[Any], None]:
@@ -19,4 +24,8 @@ SEEDED: dict[str, Callable[[Any], None]] = {
     "midas": _first("midas", tiny_nets.midas),
     "midas_normal": _first("midas_normal", tiny_nets.midas),
     "normal_bae": _first("normal_bae", tiny_nets.normal_bae),
+    "segments": _first("segments", tiny_nets.segments),
+    "mlsd": _line_net("mlsd"),
+    "pidinet": _line_net("pidinet"),
+    "teed": _line_net("teed"),
 }
