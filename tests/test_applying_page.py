@@ -142,3 +142,19 @@ def test_the_sentences_are_said(row: list[str]) -> None:
 )
 def test_options_are_explained(word: str) -> None:
     assert f"*{word}*" in PAGE
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "steps: on at … of …",
+        "weights of … blocks: …",
+        "rows: … with control, … left out",
+        "computed … times, used again …",
+        "time in the net: … s",
+    ],
+)
+def test_lines_of_the_report_are_shown(line: str) -> None:
+    lines = [row[0].strip("`") for row in table("line")]
+    assert any(re.sub(r"[0-9]+(\.[0-9]+)?", UNKNOWN, shown).startswith(line) for shown in lines)
+    assert line in SENTENCES
