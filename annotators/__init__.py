@@ -42,6 +42,7 @@ from . import (
     _salient,
     _scribble,
     _scribble_xdog,
+    _segments,
     _shuffle,
     _teed,
     _threshold,
@@ -99,6 +100,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _midas.NORMAL,
     _openpose.ANNOTATOR,
     _dwpose.ANNOTATOR,
+    _segments.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

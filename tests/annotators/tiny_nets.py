@@ -88,3 +88,22 @@ def midas(seed: int = 13) -> dict[str, Tensor]:
     for part in ("conv1", "conv2"):
         unused |= _layer(f"scratch.refinenet4.resConfUnit1.{part}", 16, 16, 3, 3)
     return seeded_tensors({**shapes_of(net), **unused}, seed)
+
+
+def segments(seed: int = 17) -> dict[str, Tensor]:
+    """UperNet on a ConvNeXt of 8 to 32 channels, with the head that its file has for training."""
+    import transformers
+
+    backbone = transformers.ConvNextConfig(
+        depths=[1, 1, 2, 1],
+        hidden_sizes=[8, 16, 24, 32],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone,
+        num_labels=150,
+        hidden_size=16,
+        auxiliary_in_channels=24,
+        auxiliary_channels=8,
+    )
+    return seeded_net(transformers.UperNetForSemanticSegmentation(config), seed)

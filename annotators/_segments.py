@@ -1,0 +1,38 @@
+"""What every part of a picture is, in the colours of ADE20K's 150 classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import RGB8, Annotator, Weights
+from .palettes import ade20k
+
+WEIGHTS = Weights(
+    repository="openmmlab/upernet-convnext-small",
+    file="pytorch_model.bin",
+    revision="main",
+    bytes=None,
+    sha256=None,
+    licence="MIT",
+    commercial=True,
+)
+
+
+def segments(images: RGB8, device: Any) -> RGB8:
+    """Coloured segments (N, H, W, 3) of pictures (N, H, W, 3)."""
+    from .keeper import network
+    from .nets.upernet import build, classes
+
+    with network(WEIGHTS, build, device) as net:
+        return ade20k()[classes(net, images)]
+
+
+ANNOTATOR = Annotator(
+    name="segments",
+    title="Segments (ADE20K)",
+    description="What is where: each of 150 classes (wall, sky, person, ...) in its own colour.",
+    run=segments,
+    resolution=512,
+    batched=True,
+    weights=(WEIGHTS,),
+)
