@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ._openpose import PARTS
 from .base import RGB8, Annotator, Weights
 from .keeper import session
 from .keypoints import Frame, Person
 from .pose_simcc import crops, whole_bodies
 from .pose_yolox import Boxes, letterboxed, person_boxes
-from .skeleton import draw
+from .skeleton import draw_all
 
 REPOSITORY = "yzd-v/DWPose"
 REVISION = "1a7144101628d69ee7a3768d1ee3a094070dc388"
@@ -41,8 +39,7 @@ PEOPLE_AT_ONCE = 8
 def dwpose(images: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any) -> RGB8:
     """The skeletons of everyone in (N, H, W, 3), on black."""
     frames = detect(images, hands=hands, face=face, device=device)
-    drawn = [draw(one, body=body, hands=hands, face=face, xinsir=xinsir) for one in frames]
-    return np.stack(drawn)
+    return draw_all(frames, body=body, hands=hands, face=face, xinsir=xinsir)
 
 
 def detect(

@@ -14,7 +14,7 @@ from .keypoints import Frame, Keypoint, Part, Person
 from .pose_boxes import Box, face_box, hand_boxes
 from .pose_groups import people
 from .pose_maps import STRIDE, Points, enlarged, face_points, fitted, hand_point, peaks
-from .skeleton import draw
+from .skeleton import draw_all
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,8 +67,7 @@ def openpose(
 ) -> RGB8:
     """The skeletons of everyone in (N, H, W, 3), on black."""
     frames = detect(images, hands=hands, face=face, device=device)
-    drawn = [draw(one, body=body, hands=hands, face=face, xinsir=xinsir) for one in frames]
-    return np.stack(drawn)
+    return draw_all(frames, body=body, hands=hands, face=face, xinsir=xinsir)
 
 
 def detect(images: RGB8, *, hands: bool, face: bool, device: Any = None) -> list[Frame]:

@@ -141,6 +141,8 @@ def from_json(content: Any, *, size: tuple[int, int] | None = None) -> Frame:
 def frames_from_json(content: Any, *, size: tuple[int, int] | None = None) -> list[Frame]:
     """All frames of a text, of a list of dictionaries, or of one dictionary; see `from_json`."""
     if isinstance(content, str):
+        if not content.strip():
+            raise AnnotatorError("There is no pose: connect poses, or give OpenPose JSON as text.")
         try:
             content = json.loads(content)
         except json.JSONDecodeError as error:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .errors import AnnotatorError
 from .keypoints import BODY, Frame, Keypoint, Part
-from .pictures import RGB8
+from .pictures import MOST_PIXELS, RGB8
 
 STICK = 4
 DOT = 4
@@ -71,6 +73,33 @@ def draw(
         if face:
             _draw_dots(canvas, person.face, FACE_DOT, _WHITE)
     return canvas
+
+
+def draw_all(
+    frames: Sequence[Frame], *, size: tuple[int, int] | None = None, **options: bool
+) -> RGB8:
+    """Each frame drawn, (N, height, width, 3), at one size: the first frame's, or `size`.
+
+    options: those of `draw`.
+    """
+    size = size or (frames[0].width, frames[0].height)
+    return np.stack([draw(frame, size=size, **options) for frame in frames])
+
+
+def drawing_size(frame: Frame, width: int, height: int) -> tuple[int, int]:
+    """Width and height of a drawing, 0 being what the frame's own aspect makes of the other.
+
+    Both 0 is the frame's own size. Raises AnnotatorError where that is more than MOST_PIXELS.
+    """
+    if not width and not height:
+        width, height = frame.width, frame.height
+    width = width or max(1, round(frame.width * height / frame.height))
+    height = height or max(1, round(frame.height * width / frame.width))
+    if width * height > MOST_PIXELS:
+        raise AnnotatorError(
+            f"The drawing would have {width} x {height} pixels: ask for a smaller one."
+        )
+    return width, height
 
 
 def stick_scale(width: int, height: int) -> int:

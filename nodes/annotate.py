@@ -41,7 +41,7 @@ def _managed() -> bool:
     return True
 
 
-def _told() -> AbstractContextManager[None]:
+def host_progress() -> AbstractContextManager[None]:
     """Progress in the node and interrupts, where the host has them."""
     if not _managed():
         return nullcontext()
@@ -57,7 +57,7 @@ def annotated(
     # Sharpening and enlarging overshoot a little; NaN survives the clamp and is refused.
     pictures = image.float().clamp(0, 1).cpu().numpy()
     masks = None if mask is None else mask.float().clamp(0, 1).cpu().numpy()
-    with _told():
+    with host_progress():
         hints = annotate(annotator.name, pictures, mask=masks, **params)
     if hints.dtype == np.uint8:
         return torch.from_numpy(hints.astype(np.float32) / 255)

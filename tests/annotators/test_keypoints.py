@@ -123,6 +123,7 @@ def test_only_some_parts():
 
 
 def test_refusals():
+    refused(" ", "There is no pose: connect poses, or give OpenPose JSON as text.")
     refused("[1", "The pose isn't JSON: Expecting ',' delimiter in line 1, column 3.")
     refused(3, "A pose has to be a JSON object with people in it, but it is a int.")
     refused([], "The list of poses is empty: it has to have one for each picture.")

@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from controlnet_pack.annotators import AnnotatorError
 from controlnet_pack.annotators.keypoints import Frame, Keypoint, Person, from_json, to_json
-from controlnet_pack.annotators.skeleton import draw, stick_scale
+from controlnet_pack.annotators.skeleton import (
+    draw,
+    draw_all,
+    drawing_size,
+    stick_scale,
+)
 
 # What controlnet_aux draws; see data/README.md.
 GOLDEN = json.loads((Path(__file__).parent / "data" / "skeletons.json").read_text())
@@ -90,3 +96,22 @@ def test_parts_can_be_left_out():
 def test_nobody_is_black():
     assert not draw(Frame(20, 10)).any()
     assert not draw(Frame(20, 10, (Person(),))).any()
+
+
+def test_all_frames_are_drawn_at_one_size():
+    frames = [people(40, 30, 0), people(80, 60, 1)]
+    assert np.array_equal(draw_all(frames)[1], draw(frames[1], size=(40, 30)))
+    assert draw_all(frames, size=(90, 50), hands=False).shape == (2, 50, 90, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [((0, 0), (40, 30)), ((80, 0), (80, 60)), ((0, 90), (120, 90)), ((5, 7), (5, 7))],
+)
+def test_a_side_of_0_follows_the_aspect(asked, size):
+    assert drawing_size(Frame(40, 30), *asked) == size
+
+
+def test_a_drawing_without_end_is_refused():
+    with pytest.raises(AnnotatorError, match="would have 16384 x 16384000 pixels"):
+        drawing_size(Frame(1, 1000), 16384, 0)
