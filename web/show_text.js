@@ -12,7 +12,7 @@ import { ComfyWidgets } from "../../scripts/widgets.js"
 const OURS = "CLDM_"
 const PROPERTY = "cldm_text"
 const CHOICE = "control_net_name"
-const WIDTH = 300 // at which names and values of the inputs can be read
+const WIDTH = 320 // at which titles, and names and values of the inputs, can be read
 const TRIES = 10
 
 const ours = (node) => node.comfyClass?.startsWith(OURS)
