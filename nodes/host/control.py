@@ -149,7 +149,7 @@ class HostControl(Steered):
         Then a ControlNet computes what stands in front of the first text once for all prompts.
         """
         rows = place.batch.prompts
-        return (
+        return bool(
             place.whole
             and call.prompts > 1
             and len(rows) == call.prompts
@@ -159,6 +159,8 @@ class HostControl(Steered):
             and all(row is not None and row == rows[0]._replace(side=row.side) for row in rows)
             and call.size == (rows[0].area[:2] if rows[0].area else rows[0].size)
             and self._tile(call) is None
+            # Packs may change some rows on their way to the model.
+            and (call.x.unflatten(0, (call.prompts, -1)) == call.x[: len(place.batch.frames)]).all()
         )
 
     def _features(self, call: Call, place: Place, chosen: slice = slice(None)) -> Any:
