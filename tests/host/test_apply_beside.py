@@ -39,7 +39,7 @@ def test_deep_shrink_keeps_the_control(applied, kind: str) -> None:
     for block, found in answer.items():
         assert found["dropped"] == 0, block
         assert found["effect"] > 0.1, block
-        assert found["door"] == 0, block
+        assert found.get("door", 0) == 0, block
         assert found["finite"], block
 
 
@@ -62,17 +62,24 @@ def test_what_can_t_be_followed_is_refused(applied) -> None:
 
 def test_the_order_of_nets_doesn_t_matter(applied) -> None:
     answer = applied("others", "chains")
-    assert answer["orders"] == 8
+    assert answer["orders"] == 5
     assert answer["apart"] <= ROUNDING
     assert answer["effect"] > 1
 
 
 def test_patches_of_attentions_work_beside_a_control(applied) -> None:
     answer = applied("others", "patches")
-    assert answer["host"] == answer["door"] == 0
+    assert answer["door"] == 0
+    assert answer["host"] <= ROUNDING
     assert answer["effect"] > 0.01
     assert answer["called"]
     assert answer["left"] == ["attn2_patch"]
+
+
+def test_rows_that_a_pack_changes_are_computed_each(applied) -> None:
+    answer = applied("others", "changed_rows")
+    assert answer["changed"] <= ROUNDING
+    assert 0 < answer["plain"] <= ROUNDING, "what prompts share is computed once"
 
 
 @pytest.mark.parametrize("setting", ["mask", "schedule", "weights", "frames", "negative side"])
@@ -90,7 +97,6 @@ def test_advanced_controlnet_works_with_our_nets(applied) -> None:
     answer = applied("others", "advanced")
     if "skipped" in answer:
         pytest.skip(answer["skipped"])
-    assert answer["our net"] == answer["its net"] == answer["still"] == 0
-    assert answer["before"] <= ROUNDING
-    assert answer["after"] <= ROUNDING
+    assert answer["our net"] == answer["still"] == 0
+    assert max(answer[way] for way in ("its net", "before", "after")) <= ROUNDING
     assert answer["effect"] > 1

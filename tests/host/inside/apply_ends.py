@@ -39,7 +39,7 @@ def same(first: Any, second: Any) -> bool:
 
 def inputs(stage: Stage) -> Any:
     """Everything that was given, after it was applied and sampled twice."""
-    mask = torch.rand(1, 128, 128, generator=torch.Generator().manual_seed(1))
+    mask = torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(1))
     options = stage.options.ControlSpeed.execute(2).args[0]
     given = {
         "control": vars(stage.control),
@@ -146,7 +146,7 @@ def remains(control: Any, model: Any) -> dict[str, Any]:
 
 def memory(world: World) -> Any:
     """Bytes of all tensors after samplings on two models in turn, by both doors."""
-    stages = [Stage(world, size=(8, 8)), Stage(world, "wide", size=(8, 8))]
+    stages = [Stage(world, size=(8, 8)), Stage(world, "xl", size=(4, 4))]
     runs = []
     for stage in stages:
         reuse = stage.options.ControlSpeed.execute(2).args[0]
@@ -182,7 +182,7 @@ def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
         def run(world: World) -> Any:
             if not made:
-                made.append(Stage(world))
+                made.append(Stage(world, size=(8, 8)))
             return act(made[0])
 
         return run

@@ -45,7 +45,7 @@ def factors(stage: Stage) -> Any:
 
 def hints(stage: Stage) -> Any:
     """One hint, one for each, fewer, more: against the same hints written out."""
-    several = stage.world.hint(128, 128, batch=6)
+    several = stage.world.hint(64, 64, batch=6)
     wanted = {1: [0] * 4, 2: [0, 1, 0, 1], 3: [0, 1, 2, 0], 4: [0, 1, 2, 3], 6: [0, 1, 2, 3]}
     found = {}
     for count, order in wanted.items():
@@ -72,8 +72,8 @@ def more_inputs() -> list[Any]:
 
 def windows(stage: Stage) -> Any:
     """Windows of two pictures, against each two pictures sampled by themselves."""
-    several = stage.world.hint(128, 128, batch=BATCH)
-    masks = torch.rand(BATCH, 128, 128, generator=torch.Generator().manual_seed(2))
+    several = stage.world.hint(64, 64, batch=BATCH)
+    masks = torch.rand(BATCH, 64, 64, generator=torch.Generator().manual_seed(2))
     model, noise = windowed(stage, 2, 0), stage.noise(BATCH)
     prompts = stage.applied(hint=several, mask=masks, options=curve(stage))
     with stage.counted() as counts:
@@ -97,7 +97,7 @@ def overlapping(stage: Stage) -> Any:
 
     In ComfyUI 0.3.64 windows need as many sigmas as pictures, so there are 3 steps here.
     """
-    several = stage.world.hint(128, 128, batch=BATCH)
+    several = stage.world.hint(64, 64, batch=BATCH)
     model = windowed(stage, 2, 1)
     options = stage.options.ControlSpeed.execute(2).args[0]
     prompts = stage.applied(hint=several, options=options)
@@ -122,10 +122,10 @@ def union(world: World) -> Any:
     """Types with unlike counts of hints: each cycles by itself."""
     from equal import union_state
 
-    stage = Stage(world, "xl", (8, 8))
+    stage = Stage(world, "xl", (4, 4))
     nodes = world.pack("nodes.union")
     path = world.save("apply union", union_state(world, world.xl, 6))
-    two, three = world.hint(64, 64, 1, batch=2), world.hint(64, 64, 2, batch=3)
+    two, three = world.hint(32, 32, 1, batch=2), world.hint(32, 32, 2, batch=3)
 
     def sampled(first: Tensor, second: Tensor) -> Tensor:
         control = nodes.SetControlType.execute(world.ours(path), "depth").args[0]
@@ -146,7 +146,7 @@ def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
         def run(world: World) -> Any:
             if not made:
-                made.append(Stage(world))
+                made.append(Stage(world, size=(8, 8)))
             return act(made[0])
 
         return run

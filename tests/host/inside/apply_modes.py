@@ -90,7 +90,7 @@ def scaled(world: World) -> Any:
 
 def blocks(world: World) -> Any:
     """Weights as text and presets: what each block is multiplied with."""
-    stage = Stage(world, "sd")
+    stage = Stage(world, "sd", (8, 8))
     plain = stage.controls(stage.applied(), steps=1)[0]
 
     def got(preset: str, text: str) -> list[float]:
@@ -112,10 +112,10 @@ def blocks(world: World) -> Any:
 
 def doors(world: World) -> Any:
     """Each setting by the conditioning and by the MODEL: how far apart, and how far from none."""
-    stage = Stage(world)
+    stage = Stage(world, size=(8, 8))
     options = stage.options
-    half = torch.zeros(2, 128, 128)
-    half[0, :, :64], half[1, 64:] = 1, 0.5
+    half = torch.zeros(2, 64, 64)
+    half[0, :, :32], half[1, 32:] = 1, 0.5
     steps, timesteps = options.ControlTiming.define_schema().inputs[0].options[::-1]
     settings: dict[str, dict[str, Any]] = {
         "prompt": {"mode": PROMPT},
@@ -136,14 +136,14 @@ def doors(world: World) -> Any:
         "mask": {"mask": half[:1]},
         "mask for each": {"mask": half},
         "reuse": {"options": options.ControlSpeed.execute(2).args[0]},
-        "stretch": {"hint": world.hint(96, 160), "fit": "stretch"},
-        "fill": {"hint": world.hint(96, 160), "fit": "fill"},
+        "stretch": {"hint": world.hint(48, 80), "fit": "stretch"},
+        "fill": {"hint": world.hint(48, 80), "fit": "fill"},
         "window": {"window": (0.2, 0.6)},
         "window by steps": {
             "window": (0.3, 0.6),
             "options": options.ControlTiming.execute(steps, "").args[0],
         },
-        "hints": {"hint": world.hint(128, 128, batch=2)},
+        "hints": {"hint": world.hint(64, 64, batch=2)},
         "strength": {"strength": 0.4},
     }
     plain = stage.sample(stage.applied(), batch=2)
@@ -157,12 +157,12 @@ def doors(world: World) -> Any:
 
 def nothing(world: World) -> Any:
     """Settings that are the same as none: how far apart the latents are."""
-    stage = Stage(world)
+    stage = Stage(world, size=(8, 8))
     timing = stage.options.ControlTiming
     unit = timing.define_schema().inputs[0].options
     plain = stage.sample(stage.applied(), batch=2)
     same: dict[str, dict[str, Any]] = {
-        "mask of ones": {"mask": torch.ones(1, 128, 128)},
+        "mask of ones": {"mask": torch.ones(1, 64, 64)},
         "schedule of one": {"schedule": "0: 1"},
         "frames of one": {"options": timing.execute(unit[0], "1").args[0]},
         "weights of one": {
@@ -175,7 +175,7 @@ def nothing(world: World) -> Any:
     }
     zero = stage.applied(strength=0.0)
     bare = stage.sample()
-    black = stage.sample(stage.applied(mask=torch.zeros(1, 128, 128)))
+    black = stage.sample(stage.applied(mask=torch.zeros(1, 64, 64)))
     return {
         **{
             name: distance(stage.sample(stage.applied(**setting), batch=2), plain)

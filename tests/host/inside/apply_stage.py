@@ -140,11 +140,16 @@ class Stage:
         counts = Counts()
         net = net or self.net
         with (
-            before(net, "forward", lambda x, *_, **__: counts.net.append(x.shape[0])),
+            before(net, "forward", lambda *given: counts.net.append(rows_of(*given))),
             before(net, "encode_hint", lambda hint, *_, **__: counts.hints.append(hint)),
             before(self.unet, "forward", lambda x, *_, **__: counts.unet.append(x.shape[0])),
         ):
             yield counts
+
+
+def rows_of(x: Tensor, _: Any, __: Any, context: Tensor, *___: Any) -> int:
+    """How many rows a net computes: pictures with several texts are given once."""
+    return max(x.shape[0], context.shape[0])
 
 
 class Counts:

@@ -117,7 +117,7 @@ def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
         def run(world: World) -> Any:
             if not made:
-                made.append(Stage(world))
+                made.append(Stage(world, size=(8, 8)))
             return act(made[0])
 
         return run
