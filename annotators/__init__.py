@@ -47,6 +47,7 @@ from . import (
     _teed,
     _threshold,
     _tile,
+    _zoe,
 )
 from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
 from .pose import detect_pose
@@ -101,6 +102,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _openpose.ANNOTATOR,
     _dwpose.ANNOTATOR,
     _segments.ANNOTATOR,
+    _zoe.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}

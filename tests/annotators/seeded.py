@@ -28,4 +28,5 @@ SEEDED: dict[str, Callable[[Any], None]] = {
     "mlsd": _line_net("mlsd"),
     "pidinet": _line_net("pidinet"),
     "teed": _line_net("teed"),
+    "zoe": _first("zoe", tiny_nets.zoe),
 }

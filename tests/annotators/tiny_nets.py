@@ -107,3 +107,58 @@ def segments(seed: int = 17) -> dict[str, Tensor]:
         auxiliary_channels=8,
     )
     return seeded_net(transformers.UperNetForSemanticSegmentation(config), seed)
+
+
+def zoe(domains: int = 2, seed: int = 19) -> dict[str, Tensor]:
+    """ZoeDepth of width 64 with 4 blocks, under the names of the public files."""
+    import transformers
+
+    chooser: dict[str, int] = {}
+    if domains == 2:
+        chooser = {
+            "num_patch_transformer_layers": 4,
+            "patch_transformer_hidden_size": 128,
+            "patch_transformer_intermediate_size": 32,
+            "patch_transformer_num_attention_heads": 4,
+        }
+    width, wide = 64, 96
+    backbone = transformers.BeitConfig(
+        image_size=32,
+        num_hidden_layers=4,
+        hidden_size=width,
+        intermediate_size=wide,
+        num_attention_heads=1,
+        use_relative_position_bias=True,
+        reshape_hidden_states=False,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = transformers.ZoeDepthConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 16, 24, 32],
+        fusion_hidden_size=16,
+        bottleneck_features=16,
+        num_relative_features=8,
+        bin_embedding_dim=8,
+        bin_configurations=[
+            {"name": name, "n_bins": 8, "min_depth": 1e-3, "max_depth": reach}
+            for name, reach in (("nyu", 10.0), ("kitti", 80.0))[:domains]
+        ],
+        **chooser,
+    )
+    net = transformers.ZoeDepthForDepthEstimation(config)
+    shapes = {n: shape for n, shape in shapes_of(net).items() if not n.startswith("backbone.")}
+    shapes["backbone.embeddings.cls_token"] = (1, 1, width)
+    shapes |= _layer("backbone.embeddings.patch_embeddings.projection", width, 3, 16, 16)
+    for number in range(4):
+        block = f"backbone.encoder.layer.{number}."
+        inner = f"{block}attention.attention."
+        shapes |= _layer(f"{inner}query", width, width) | _layer(f"{inner}value", width, width)
+        shapes[f"{inner}key.weight"] = (width, width)
+        shapes[f"{inner}relative_position_bias.relative_position_bias_table"] = (3 * 3 + 3, 1)
+        shapes |= _layer(f"{block}attention.output.dense", width, width)
+        shapes |= _layer(f"{block}intermediate.dense", wide, width)
+        shapes |= _layer(f"{block}output.dense", width, wide)
+        shapes |= _layer(f"{block}layernorm_before", width)
+        shapes |= _layer(f"{block}layernorm_after", width)
+        shapes |= {f"{block}lambda_1": (width,), f"{block}lambda_2": (width,)}
+    return seeded_tensors(shapes, seed)

@@ -1,0 +1,52 @@
+"""Depth by ZoeDepth (Bhat et al., 2302.12288): near is white, what is far is black."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .base import RGB8, Annotator, Choice, Flag, Weights
+from .depth_maps import as_rgb, far_is_black
+
+MODELS = {
+    "nyu-kitti": Weights(
+        repository="Intel/zoedepth-nyu-kitti",
+        file="model.safetensors",
+        revision="main",
+        bytes=None,
+        sha256=None,
+        licence="MIT",
+        commercial=True,
+    ),
+    "nyu": Weights(
+        repository="Intel/zoedepth-nyu",
+        file="model.safetensors",
+        revision="main",
+        bytes=None,
+        sha256=None,
+        licence="MIT",
+        commercial=True,
+    ),
+}
+
+
+def zoe(image: RGB8, model: str, gamma: bool, device: Any) -> RGB8:
+    """Depth (H, W, 3) of a picture (H, W, 3), spread from its 2nd to its 85th percentile."""
+    from .keeper import network
+    from .nets.zoe import build, distance
+
+    with network(MODELS[model], build, device) as net:
+        return as_rgb(far_is_black(distance(net, image), gamma=gamma))
+
+
+ANNOTATOR = Annotator(
+    name="zoe",
+    title="Depth (ZoeDepth)",
+    description="How far everything is, near white and far black, with much contrast up close.",
+    run=zoe,
+    params={
+        "model": Choice("nyu-kitti", tuple(MODELS), "nyu knows rooms, nyu-kitti streets as well"),
+        "gamma": Flag(False, "darken the middle: raise the hint to the power of 2.2"),
+    },
+    resolution=512,
+    weights=tuple(MODELS.values()),
+)
