@@ -41,13 +41,19 @@ EMBEDDED = (
     "comfy.clip_model.CLIPTextModel",
     "comfy.latent_formats.LatentFormat",
     "comfy.model_detection.detect_unet_config",
+    "comfy.model_management.dtype_size",
+    "comfy.model_management.unet_inital_load_device",
+    "comfy.model_management.vae_offload_device",
     "comfy.sd.CLIP",
     "comfy.sd.VAE",
     "comfy.sd1_clip.SD1ClipModel",
     "comfy.sd1_clip.SD1Tokenizer",
+    "comfy.sd1_clip.SDClipModel",
+    "comfy.sd1_clip.SDTokenizer",
     "comfy.supported_models_base.BASE",
     "comfy.supported_models_base.ClipTarget",
     "comfy.taesd.taesd.TAESD",
+    "comfy.utils.calculate_parameters",
 )
 """For the embedded demo model."""
 ANNOTATORS_HOST = (
