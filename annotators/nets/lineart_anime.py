@@ -32,12 +32,8 @@ class Scale(nn.Module):
         self.model = nn.Sequential(*down, *up)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, 2 C, H, W).
-
-        The public code rectifies in place, so what is handed on is rectified as well.
-        """
-        rectified = self.model[0](x)
-        return torch.cat([rectified, self.model[1:](rectified)], dim=1)
+        """(N, C, H, W) to (N, 2 C, H, W)."""
+        return torch.cat([x, self.model(x)], dim=1)
 
 
 class Outermost(nn.Module):
