@@ -35,7 +35,11 @@ def filled(
     for what, names in (
         ("lacks", report["missing_keys"]),
         ("has an unknown", report["unexpected_keys"]),
-        ("has another shape for", [entry[0] for entry in report["mismatched_keys"]]),
+        # Names alone in transformers 4, with both shapes in 5.
+        (
+            "has another shape for",
+            [one if isinstance(one, str) else one[0] for one in report["mismatched_keys"]],
+        ),
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
