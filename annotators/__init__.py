@@ -36,6 +36,7 @@ from . import (
     _normal_bae,
     _normal_from_depth,
     _openpose,
+    _person,
     _pidinet,
     _pyracanny,
     _recolor,
@@ -103,6 +104,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _dwpose.ANNOTATOR,
     _segments.ANNOTATOR,
     _zoe.ANNOTATOR,
+    _person.ANNOTATOR,
 )
 
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}
