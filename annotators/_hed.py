@@ -14,6 +14,7 @@ from .edges import (
     SCRIBBLE,
     as_hints,
     edge_padded,
+    outputs,
     sigmoid,
     soft_edges,
 )
@@ -38,7 +39,7 @@ def hed(images: RGB8, safe: bool, scribble: bool, device: Any = None) -> RGB8:
     from .nets.frames import as_array, as_tensor
 
     with network(WEIGHTS, _build, device) as net:
-        logits = as_array(net(as_tensor(edge_padded(images), net)))[..., 0]
+        logits = as_array(outputs(net, as_tensor(edge_padded(images), net)))[..., 0]
     steps = SAFE_STEPS if safe else 0
     return as_hints(soft_edges(sigmoid(logits), steps, scribble=scribble), images)
 

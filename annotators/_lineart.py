@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Flag, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded, grey_levels
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded, grey_levels, outputs
 from .keeper import fill, network
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def lineart(images: RGB8, coarse: bool, device: Any = None) -> RGB8:
     with network(COARSE if coarse else FINE, _build, device) as net:
         # Reflected borders are slow where the channels lie last in memory, as in pictures.
         frames = (as_tensor(edge_padded(images), net) / 255).contiguous()
-        paper = as_array(net(frames))[..., 0]
+        paper = as_array(outputs(net, frames))[..., 0]
     return as_hints(255 - grey_levels(paper), images)
 
 

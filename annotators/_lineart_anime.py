@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
 from .keeper import fill, network
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def lineart_anime(images: RGB8, device: Any = None) -> RGB8:
 
     with network(WEIGHTS, _build, device) as net:
         frames = as_tensor(edge_padded(images, MULTIPLE), net) / 127.5 - 1
-        paper = as_array(net(frames) * 127.5 + 127.5)[..., 0]
+        paper = as_array(outputs(net, frames) * 127.5 + 127.5)[..., 0]
     return as_hints(255 - paper.clip(0, 255).astype("uint8"), images)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .base import RGB8, Annotator, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
 from .keeper import fill, network
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def manga_line(images: RGB8, device: Any = None) -> RGB8:
 
     grey = np.stack([cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in edge_padded(images)])
     with network(WEIGHTS, _build, device) as net:
-        paper = as_array(net(as_tensor(grey[..., None], net)))[..., 0]
+        paper = as_array(outputs(net, as_tensor(grey[..., None], net)))[..., 0]
     return as_hints(255 - paper.clip(0, 255).astype(np.uint8), images)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Param, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
 from .keeper import fill, network
 
 if TYPE_CHECKING:
@@ -34,13 +34,14 @@ def mlsd(images: RGB8, score_threshold: float, dist_threshold: float, device: An
     from .nets.mlsd import likeliest
 
     frames = edge_padded(images)
-    maps = np.zeros(frames.shape[:3], np.uint8)
     with network(WEIGHTS, _build, device) as net:
-        found = [part.float().cpu().numpy() for part in likeliest(net(as_tensor(frames, net)))]
-    for drawing, scores, middles, moves in zip(maps, *found, strict=True):
+        maps = outputs(net, as_tensor(frames, net))
+    found = [part.float().cpu().numpy() for part in likeliest(maps)]
+    drawings = np.zeros(frames.shape[:3], np.uint8)
+    for drawing, scores, middles, moves in zip(drawings, *found, strict=True):
         for x0, y0, x1, y1 in _ends(scores, middles, moves, score_threshold, dist_threshold):
             cv2.line(drawing, (x0, y0), (x1, y1), 255, 1)
-    return as_hints(maps, images)
+    return as_hints(drawings, images)
 
 
 def _ends(

@@ -14,6 +14,7 @@ from .edges import (
     SCRIBBLE,
     as_hints,
     edge_padded,
+    outputs,
     soft_edges,
 )
 from .keeper import fill, network
@@ -38,7 +39,7 @@ def pidinet(images: RGB8, safe: bool, scribble: bool, device: Any = None) -> RGB
 
     blue_first = edge_padded(images)[..., ::-1]
     with network(WEIGHTS, _build, device) as net:
-        edges = as_array(net(as_tensor(blue_first, net) / 255))[..., 0]
+        edges = as_array(outputs(net, as_tensor(blue_first, net) / 255))[..., 0]
     return as_hints(soft_edges(edges, SAFE_STEPS if safe else 0, scribble=scribble), images)
 
 

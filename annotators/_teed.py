@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Param, Weights
-from .edges import SAFE_STEPS, as_hints, edge_padded, sigmoid, soft_edges
+from .edges import SAFE_STEPS, as_hints, edge_padded, outputs, sigmoid, soft_edges
 from .keeper import fill, network
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def teed(images: RGB8, safe_steps: int, device: Any = None) -> RGB8:
     from .nets.frames import as_array, as_tensor
 
     with network(WEIGHTS, _build, device) as net:
-        logits = as_array(net(as_tensor(edge_padded(images), net)))[..., 0]
+        logits = as_array(outputs(net, as_tensor(edge_padded(images), net)))[..., 0]
     return as_hints(soft_edges(sigmoid(logits), safe_steps), images)
 
 

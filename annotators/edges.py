@@ -6,13 +6,16 @@ Fannovel16/comfyui_controlnet_aux, where the names nms, safe_step and scribble c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8
 from .settings import Flag
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Maps = NDArray[Any]
 """(N, H, W), one map for each picture."""
@@ -40,6 +43,17 @@ def edge_padded(images: RGB8, multiple: int = MULTIPLE) -> RGB8:
     if below == right == 0:
         return images
     return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+
+
+def outputs(net: nn.Module, frames: Tensor) -> Tensor:
+    """What the net gives for (N, C, H, W): at once on a GPU, one by one on a processor.
+
+    There a batch is up to 1.6 times slower than its pictures, which fit into the cache.
+    """
+    import torch
+
+    parts = frames.split(1 if frames.device.type == "cpu" else len(frames))
+    return torch.cat([net(part) for part in parts])
 
 
 def sigmoid(logits: Maps) -> Maps:
