@@ -82,6 +82,16 @@ def test_rows_that_a_pack_changes_are_computed_each(applied) -> None:
     assert 0 < answer["plain"] <= ROUNDING, "what prompts share is computed once"
 
 
+def test_a_lllite_that_is_asked_twice_patches_once(applied) -> None:
+    answer = applied("others", "asked_twice")
+    assert answer["apart"] == 0
+    assert answer["effect"] > 1
+
+
+def test_lists_of_unlike_length_are_summed_as_the_model_reads_them(applied) -> None:
+    assert applied("others", "unlike") == {"pictures": [2, 5], "tokens": [3, 4]}
+
+
 @pytest.mark.parametrize("setting", ["mask", "schedule", "weights", "frames", "negative side"])
 def test_a_net_of_the_host_s_loader_takes_the_settings(applied, setting: str) -> None:
     assert applied("others", "foreign")[setting] <= ROUNDING

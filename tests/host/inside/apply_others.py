@@ -13,6 +13,7 @@ from apply_stage import Stage, control_of, logged, replaced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from equal import adapter_state
+from lllite import Case
 from torch import Tensor
 from world import World, distance, sentence
 
@@ -198,6 +199,38 @@ def changed_rows(world: World) -> Any:
     return {"changed": distance(found, expected), "plain": apart}
 
 
+def asked_twice(world: World) -> Any:
+    """A pack asks a ControlNet-LLLite again with the same options, as for the next tile."""
+    case = Case(world)
+    prompts = case.conditioned()
+    model = case.model.clone()
+
+    def again(function: Any, call: dict[str, Any]) -> Tensor:
+        c, rows = call["c"], len(call["cond_or_uncond"])
+        options = c["transformer_options"]
+        control_of(prompts).get_control(call["input"], call["timestep"], c, rows, options)
+        return function(call["input"], call["timestep"], **c)
+
+    model.set_model_unet_function_wrapper(again)
+    expected = case.sample(prompts=prompts)
+    return {
+        "apart": distance(case.sample(model, prompts), expected),
+        "effect": distance(case.sample(), expected),
+    }
+
+
+def unlike(world: World) -> Any:
+    """Sums of lists of unlike length: a UNet takes from the end, a transformer counts from 0."""
+    merged = world.pack("nodes.host.residuals").merged
+
+    def sums(ndim: int) -> list[float]:
+        one, two, four = (torch.full((1,) * ndim, float(number)) for number in (1, 2, 4))
+        found = merged({"output": [one]}, {"output": [two, four]})
+        return [float(item) for item in found["output"]]
+
+    return {"pictures": sums(4), "tokens": sums(3)}
+
+
 def foreign(world: World) -> Any:
     """The host's own net in our Apply, with mask, schedule, frames, weights, and on one side."""
     stage = Stage(world)
@@ -284,7 +317,17 @@ def errors(world: World) -> Any:
 
 
 def cases(args: dict[str, Any]) -> dict[str, Callable[[World], Any]]:
-    acts = (caches, shrink_chains, chains, patches, changed_rows, foreign, errors)
+    acts = (
+        caches,
+        shrink_chains,
+        chains,
+        patches,
+        changed_rows,
+        asked_twice,
+        unlike,
+        foreign,
+        errors,
+    )
     return {
         **{act.__name__: act for act in acts},
         "shrink demo": shrink("demo"),
