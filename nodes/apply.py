@@ -31,12 +31,8 @@ MODES = {
     "my prompt is more important": "prompt",
     "ControlNet is more important": "control",
 }
-FITS = {
-    "crop": ("crop", "auto"),
-    "stretch": ("stretch", "auto"),
-    "fill": ("fill", "auto"),
-    "as ComfyUI": ("crop", "nearest"),
-}
+AS_HOST = "as ComfyUI"
+FITS = {"crop": "crop", "stretch": "stretch", "fill": "fill", AS_HOST: "crop"}
 
 
 def strength_inputs() -> list[io.Input]:
@@ -89,8 +85,8 @@ def mode_inputs() -> list[io.Input]:
             optional=True,
             tooltip="How a hint of another shape is fitted. crop: covers the picture, the rest is "
             "cut off. stretch: changes its proportions. fill: all of it is seen, borders are "
-            "filled. as ComfyUI: cropped, and enlarged without smoothing as ComfyUI's own nodes "
-            "do.",
+            "filled. as ComfyUI: cropped, and enlarged without smoothing; the picture is then bit "
+            "for bit that of ComfyUI's own nodes, which takes a little more time.",
         ),
     ]
 
@@ -138,12 +134,11 @@ def settings_of(
     schedule: str, mask: Tensor | None, mode: str, fit: str, options: Settings | None
 ) -> Settings:
     """What the inputs of an apply node say, together with the options' nodes."""
-    how, resampling = FITS[fit]
     return replace(
         options or Settings(),
         mode=MODES[mode],
-        fit=how,
-        resampling=resampling,
+        fit=FITS[fit],
+        as_host=fit == AS_HOST,
         schedule=schedule_of(schedule),
         mask=mask_of(mask),
     )

@@ -150,7 +150,8 @@ class HostControl(Steered):
         """
         rows = place.batch.prompts
         return bool(
-            place.whole
+            not self.settings.as_host
+            and place.whole
             and call.prompts > 1
             and len(rows) == call.prompts
             and call.cond.get("y") is None

@@ -28,7 +28,8 @@ class Settings:
     mode: of cldm_core.modes; curve: of the soft weights, `auto` for the family's own; blocks:
     weights of the blocks as text, in place of the curve; schedule: factors of the strength; unit:
     what window and schedule are shares of; frames: factors of the pictures of a batch; mask:
-    (M, H, W) in [0, 1], one or one for each picture; fit and resampling: of cldm_core.fitting;
+    (M, H, W) in [0, 1], one or one for each picture; fit: of cldm_core.fitting; as_host: hints are
+    enlarged and rows computed as the host does it, for latents that are the host's bit for bit;
     reuse: for how many steps residuals are used once they are computed.
     """
 
@@ -40,12 +41,17 @@ class Settings:
     frames: FrameCurve | None = None
     mask: Tensor | None = None
     fit: str = "crop"
-    resampling: str = "nearest"
+    as_host: bool = True
     reuse: int = 1
 
     def __post_init__(self) -> None:
         if self.mask is not None:
             check_mask(self.mask)
+
+    @property
+    def resampling(self) -> str:
+        """How hints are enlarged, of cldm_core.fitting."""
+        return "nearest" if self.as_host else "auto"
 
     @property
     def only_positive(self) -> bool:

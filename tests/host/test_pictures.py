@@ -111,10 +111,17 @@ def run(client: HostClient) -> Callable[[Prompt], np.ndarray]:
     ],
 )
 def test_every_road_gives_the_same_picture(run, road, settings: dict[str, float]) -> None:
-    prompt = first_picture(**settings)
+    prompt = first_picture(**settings, fit="as ComfyUI")
     expected = run(prompt)
     assert np.array_equal(run(road(prompt)), expected)
     assert not np.array_equal(run(without_control(prompt)), expected)
+
+
+def test_shared_work_changes_nothing_but_the_last_bits(run) -> None:
+    exact, shared = run(first_picture(fit="as ComfyUI")), run(first_picture())
+    apart = np.abs(exact.astype(int) - shared)
+    assert apart.max() <= 1
+    assert (apart > 0).mean() < 1e-3
 
 
 def on_the_positive_side(prompt: Prompt) -> Prompt:
@@ -181,10 +188,11 @@ def chained(prompt: Prompt, first: str, second: str) -> Prompt:
 
 def test_chains_mix_with_the_host_s_own_nets(run) -> None:
     ours, theirs = "CLDM_LoadControlNet", "ControlNetLoader"
-    expected = run(chained(first_picture(), ours, ours))
-    assert not np.array_equal(expected, run(first_picture()))
+    prompt = first_picture(fit="as ComfyUI")
+    expected = run(chained(prompt, ours, ours))
+    assert not np.array_equal(expected, run(prompt))
     for first, second in ((ours, theirs), (theirs, ours), (theirs, theirs)):
-        assert np.array_equal(run(chained(first_picture(), first, second)), expected)
+        assert np.array_equal(run(chained(prompt, first, second)), expected)
 
 
 def test_both_doors_add_up(run) -> None:
@@ -328,7 +336,7 @@ try:
     stopped = False
 except RuntimeError:
     stopped = True
-state = [len(used.features), used.model_sampling is None, used.timestep_range is None]
+state = [len(used.encoded), used.model_sampling is None, used.timestep_range is None]
 callbacks = sum(len(found) for kind in model.callbacks.values() for found in kind.values())
 again = sample()
 

@@ -30,8 +30,8 @@ def run(host: HostServer, client: HostClient):
 
 
 def shaped(**inputs: Any) -> Prompt:
-    """The workflow with further inputs on its Apply node."""
-    return first_picture(**inputs)
+    """The workflow with further inputs on its Apply node, computed as in the host."""
+    return first_picture(fit="as ComfyUI", **inputs)
 
 
 def masked(prompt: Prompt, value: float) -> Prompt:
