@@ -9,6 +9,7 @@ from comfy_api.v0_0_2 import ComfyExtension, io
 from .annotate import ANNOTATOR_NODES
 from .contract import CONTROL, EMBEDDED, complaint, lacking
 from .hints import HINT_NODES
+from .pose import POSE_NODES
 
 Nodes = list[type[io.ComfyNode]]
 
@@ -61,7 +62,7 @@ def all_nodes() -> Nodes:
             logging.getLogger("controlnet_cldm").error(complaint(missing, what))
         else:
             found += nodes()
-    return [*found, *HINT_NODES, *ANNOTATOR_NODES]
+    return [*found, *HINT_NODES, *ANNOTATOR_NODES, *POSE_NODES]
 
 
 class Extension(ComfyExtension):
