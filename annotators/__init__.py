@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import (
+    _blazepose,
     _blur,
     _canny,
     _color_grid,
@@ -102,6 +103,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _midas.NORMAL,
     _openpose.ANNOTATOR,
     _dwpose.ANNOTATOR,
+    _blazepose.ANNOTATOR,
     _segments.ANNOTATOR,
     _zoe.ANNOTATOR,
     _person.ANNOTATOR,

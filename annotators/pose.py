@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _dwpose, _openpose
+from . import _blazepose, _dwpose, _openpose
 from .base import BATCH_PIXELS
 from .errors import AnnotatorError
 from .keypoints import Frame
@@ -18,6 +18,7 @@ from .settings import meant
 DETECTORS: Mapping[str, Callable[..., list[Frame]]] = {
     "openpose": _openpose.detect,
     "dwpose": _dwpose.detect,
+    "blazepose": _blazepose.detect,
 }
 """Each takes (N, H, W, 3) uint8 and the keywords hands, face and device."""
 

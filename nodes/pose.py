@@ -66,7 +66,8 @@ class DetectPose(io.ComfyNode):
             category=POSES,
             description="Finds people with their hands and faces. The skeletons are drawn at the "
             "picture's own size, whatever the resolution of the search. The weights of openpose "
-            "are not for commercial use; dwpose is surer and needs the package onnxruntime.",
+            "are not for commercial use. dwpose is surer and needs the package onnxruntime; "
+            "blazepose is quick on a CPU and needs the package ai-edge-litert.",
             inputs=[
                 io.Image.Input("image", tooltip="The pictures to look at."),
                 io.Combo.Input(

@@ -1,0 +1,296 @@
+"""BlazePose, MediaPipe hands and face mesh (Bazarevsky et al., 2020; Zhang et al., 2020)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ._openpose import PARTS
+from .base import RGB8, Annotator, Weights, needed
+from .keeper import kept
+from .keypoints import BODY, Frame, Keypoint, Part, Person
+from .pose_blaze import (
+    Area,
+    Floats,
+    anchors,
+    body_area,
+    corrected,
+    detections,
+    face_area,
+    hand_area,
+    whole,
+)
+from .skeleton import draw_all
+from .weights import locate
+
+PACKAGE = "mediapipe"
+PAGE = "the wheel (a zip file) of https://pypi.org/project/mediapipe/0.10.21, folder modules,"
+
+
+def _weights(folder: str, name: str, size: int, sha256: str) -> Weights:
+    return Weights(
+        repository="",
+        file=f"{folder}/{name}.tflite",
+        revision="0.10.21",
+        bytes=size,
+        sha256=sha256,
+        licence="Apache-2.0",
+        commercial=True,
+        local_names=(f"{PACKAGE}/modules/{folder}/{name}.tflite", f"{folder}/{name}.tflite"),
+        source=PAGE,
+    )
+
+
+BODY_FINDER = _weights(
+    "pose_detection",
+    "pose_detection",
+    2959046,
+    "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
+)
+BODY_POINTS = _weights(
+    "pose_landmark",
+    "pose_landmark_full",
+    6440512,
+    "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+)
+HAND_FINDER = _weights(
+    "palm_detection",
+    "palm_detection_full",
+    2339846,
+    "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
+)
+HAND_POINTS = _weights(
+    "hand_landmark",
+    "hand_landmark_full",
+    5478917,
+    "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
+)
+FACE_FINDER = _weights(
+    "face_detection",
+    "face_detection_short_range",
+    229714,
+    "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+)
+FACE_POINTS = _weights(
+    "face_landmark",
+    "face_landmark",
+    1242398,
+    "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+)
+WEIGHTS = (BODY_FINDER, BODY_POINTS, HAND_FINDER, HAND_POINTS, FACE_FINDER, FACE_POINTS)
+
+LEAST_SCORE = 0.5
+
+# OpenPose's body from BlazePose's 33 points; the neck is put in between the shoulders.
+_SHOULDERS = [11, 12]
+_NECK = 33
+_OPENPOSE = (0, _NECK, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
+_RIGHT_WRIST, _LEFT_WRIST = 4, 7
+# OpenPose's face (the 68 points of iBUG 300-W) from the 468 of the mesh.
+_JAW = (162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389)
+_BROWS = (71, 63, 105, 66, 107, 336, 296, 334, 293, 301)
+_NOSE = (168, 197, 5, 4, 75, 97, 2, 326, 305)
+_EYES = (33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380)
+_MOUTH = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 308, 317, 14, 87)
+_FACE = (*_JAW, *_BROWS, *_NOSE, *_EYES, *_MOUTH)
+_NOSE_TIP = 30
+
+Net: TypeAlias = Callable[[Floats], list[Floats]]
+"""(H, W, 3) to a network's outputs, each without the axis of the batch."""
+Nets: TypeAlias = Mapping[Weights, Net]
+
+
+def blazepose(
+    images: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any
+) -> RGB8:
+    """The skeletons of everyone in (N, H, W, 3), on black."""
+    frames = detect(images, hands=hands, face=face, device=device)
+    return draw_all(frames, body=body, hands=hands, face=face, xinsir=xinsir)
+
+
+def detect(
+    images: RGB8, *, hands: bool = True, face: bool = True, device: Any = None
+) -> list[Frame]:
+    """Who is in each picture of (N, H, W, 3); always on the CPU."""
+    runtime = needed("ai_edge_litert.interpreter", to_install="ai-edge-litert")
+    paths = {weights: _path(weights) for weights in WEIGHTS}
+
+    def load() -> Nets:
+        return {weights: _net(runtime, path) for weights, path in paths.items()}
+
+    with kept((*map(str, paths.values()),), load, device) as nets:
+        return [_frame(image, nets, hands=hands, face=face) for image in images]
+
+
+def _path(weights: Weights) -> Path:
+    """The file of the installed package, or else where weights are looked for."""
+    package = importlib.util.find_spec(PACKAGE)
+    for folder in package.submodule_search_locations or () if package else ():
+        path = Path(folder) / "modules" / weights.file
+        if path.is_file():
+            return path
+    return locate(weights)
+
+
+def _net(runtime: Any, path: Path) -> Net:
+    one = runtime.Interpreter(model_path=str(path))
+    one.allocate_tensors()
+    entry = one.get_input_details()[0]["index"]
+    exits = [detail["index"] for detail in one.get_output_details()]
+
+    def run(pixels: Floats) -> list[Floats]:
+        one.set_tensor(entry, pixels[None])
+        one.invoke()
+        return [one.get_tensor(index)[0] for index in exits]
+
+    return run
+
+
+def _frame(image: RGB8, nets: Nets, *, hands: bool, face: bool) -> Frame:
+    people = [Person(body=one) for one in _bodies(image, nets) if one]
+    if hands:
+        for part, area, is_left in _hands(image, nets):
+            people = _with_hand(people, part, area, is_left)
+    if face:
+        for part, area in _faces(image, nets):
+            owner = _nearest(people, (0,), part[_NOSE_TIP], area, lambda person, _: person.face)
+            people = _given(people, owner and owner[0], face=part)
+    return Frame(image.shape[1], image.shape[0], tuple(people))
+
+
+def _found(
+    image: RGB8,
+    net: Net,
+    area_of: Callable[[Floats], Area],
+    side: int,
+    strides: Sequence[int],
+    *,
+    signed: bool = False,
+) -> list[Area]:
+    """The squares that a detector finds in the picture; `signed` inputs go from -1 to 1."""
+    square = whole(image)
+    pixels = square.out_of(image, side, edge=False) / np.float32(255)
+    values, logits = net(pixels * 2 - 1 if signed else pixels)
+    found = detections(values, logits[:, 0], anchors(side, strides), side)
+    areas = []
+    for points in found:
+        places = square.in_picture(points)
+        places[1] = points[1] * square.side
+        areas.append(area_of(places))
+    return areas
+
+
+def _bodies(image: RGB8, nets: Nets) -> list[Part]:
+    areas = _found(image, nets[BODY_FINDER], body_area, 224, (8, 16, 32, 32, 32), signed=True)
+    return [_body(image, area, nets[BODY_POINTS]) for area in areas]
+
+
+def _body(image: RGB8, area: Area, net: Net) -> Part:
+    """The 18 points; () where the network sees nobody."""
+    values, score, _, maps, _ = net(area.out_of(image, 256, edge=True) / np.float32(255))
+    if score[0] < LEAST_SCORE:
+        return ()
+    points = values.reshape(-1, 5)
+    sure = 1 / (1 + np.exp(-points[:33, 3:].min(axis=-1)))
+    places = area.in_picture(corrected(points[:, :2] / 256, maps)[:33])
+    places = np.vstack([places, places[_SHOULDERS].mean(axis=0)])
+    sure = np.append(sure, sure[_SHOULDERS].min())
+    return tuple(
+        Keypoint(float(places[index, 0]), float(places[index, 1]), float(sure[index]))
+        if sure[index] >= LEAST_SCORE
+        else None
+        for index in _OPENPOSE
+    )
+
+
+def _hands(image: RGB8, nets: Nets) -> list[tuple[Part, Area, bool]]:
+    """The points of each hand, its square, and whether it looks like a left one."""
+    found = []
+    for area in _found(image, nets[HAND_FINDER], hand_area, 192, (8, 16, 16, 16)):
+        pixels = area.out_of(image, 224, edge=True) / np.float32(255)
+        values, score, side, _ = nets[HAND_POINTS](pixels)
+        if score[0] >= LEAST_SCORE:
+            places = area.in_picture(values.reshape(-1, 3)[:, :2] / 224)
+            # The network says how sure a left hand is in a mirrored picture: a right one here.
+            found.append((_part(places, float(score[0])), area, bool(side[0] < 0.5)))
+    return found
+
+
+def _faces(image: RGB8, nets: Nets) -> list[tuple[Part, Area]]:
+    found = []
+    areas = _found(image, nets[FACE_FINDER], face_area, 128, (8, 16, 16, 16), signed=True)
+    for area in areas:
+        pixels = area.out_of(image, 192, edge=True) / np.float32(255)
+        values, logit = (output.ravel() for output in nets[FACE_POINTS](pixels))
+        score = 1 / (1 + np.exp(-float(logit[0])))
+        if score >= LEAST_SCORE:
+            mesh = area.in_picture(values.reshape(-1, 3)[:, :2] / 192)
+            eyes = mesh[[*_EYES]].reshape(2, 6, 2).mean(axis=1)
+            found.append((_part(np.vstack([mesh[[*_FACE]], eyes]), score), area))
+    return found
+
+
+def _part(places: Floats, score: float) -> Part:
+    return tuple(Keypoint(float(x), float(y), min(score, 1.0)) for x, y in places)
+
+
+def _with_hand(people: list[Person], part: Part, area: Area, is_left: bool) -> list[Person]:
+    """The people with one more hand: of whom has a wrist there, or of someone else."""
+
+    def has(person: Person, wrist: int) -> Part:
+        return person.left_hand if wrist == _LEFT_WRIST else person.right_hand
+
+    owner = _nearest(people, (_RIGHT_WRIST, _LEFT_WRIST), part[0], area, has)
+    if owner is not None:
+        is_left = owner[1] == _LEFT_WRIST
+    name = "left_hand" if is_left else "right_hand"
+    return _given(people, owner and owner[0], **{name: part})
+
+
+def _nearest(
+    people: Sequence[Person],
+    points: Sequence[int],
+    place: Keypoint | None,
+    area: Area,
+    has: Callable[[Person, int], Part],
+) -> tuple[int, int] | None:
+    """Who has one of these points nearest to a place, within half of the area, and lacks the part.
+
+    Gives the person's number and the point.
+    """
+    found = []
+    for number, person in enumerate(people):
+        for index in points:
+            point = person.body[index] if person.body else None
+            if point is not None and place is not None and not has(person, index):
+                away = ((point.x - place.x) ** 2 + (point.y - place.y) ** 2) ** 0.5
+                found.append((away, number, index))
+    away, number, index = min(found, default=(area.side, 0, 0))
+    return (number, index) if away < area.side / 2 else None
+
+
+def _given(people: list[Person], number: int | None, **parts: Part) -> list[Person]:
+    """The people, one of whom has more parts: a new one where there is no number."""
+    if number is None:
+        return [*people, replace(Person(body=(None,) * BODY), **parts)]
+    return [
+        replace(person, **parts) if one == number else person for one, person in enumerate(people)
+    ]
+
+
+ANNOTATOR = Annotator(
+    name="blazepose",
+    title="BlazePose (MediaPipe)",
+    description="Coloured skeletons of everyone, with hands and faces, on black, for a ControlNet "
+    "trained on OpenPose. Quick on a CPU. Needs the package ai-edge-litert.",
+    run=blazepose,
+    params=PARTS,
+    resolution=512,
+    batched=True,
+    weights=WEIGHTS,
+)
