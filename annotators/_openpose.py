@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Flag, Weights
 from .keeper import fill, network
+from .keypoints import BODY as BODY_POINTS
+from .keypoints import HAND as HAND_POINTS
 from .keypoints import Frame, Keypoint, Part, Person
 from .pose_boxes import Box, face_box, hand_boxes
 from .pose_groups import people
@@ -54,6 +56,10 @@ FACE = Weights(
 BOX = 368
 """The height of the pictures that the networks were trained on."""
 BODY_SCALE = 0.5
+LONGEST = 4096
+"""No picture is made wider than this: a strip would fill the memory."""
+PIXELS_AT_ONCE = 16 * 184 * 256
+"""Of the small pictures that go through the body's network together."""
 HAND_SCALES = (0.5, 1.0, 1.5, 2.0)
 HAND_MAP = 128
 HAND_BLUR = 0.8
@@ -103,20 +109,22 @@ def _rounded(body: Part, height: int, width: int) -> Part:
 def _bodies(images: RGB8, device: Any) -> list[list[Part]]:
     """Everyone's 18 points in each picture of (N, H, W, 3)."""
     height, width = images.shape[1:3]
-    scale = BODY_SCALE * BOX / height
+    scale = min(BODY_SCALE * BOX / height, LONGEST / width)
     small = np.stack([fitted(one, height * scale, width * scale) for one in _bgr(images)])
     worked = small.shape[1:3]
-    with network(BODY, body_net, device) as net:
-        fields, points = net(_padded(_normal(small, net)))
-        fields, points = fields.cpu().numpy(), points.cpu().numpy()
 
     def enlarge(one: NDArray[Any]) -> NDArray[Any]:
         return enlarged(one, worked, (height, width))
 
     found = []
-    for of_limbs, of_points in zip(fields, points, strict=True):
-        at = [peaks(enlarge(heat)) for heat in of_points[:18]]
-        found.append(_as_parts(np.concatenate(at), people(at, of_limbs, height, enlarge)))
+    at_once = max(1, PIXELS_AT_ONCE // (worked[0] * worked[1]))
+    with network(BODY, body_net, device) as net:
+        for start in range(0, len(small), at_once):
+            maps = net(_padded(_normal(small[start : start + at_once], net)))
+            for of_limbs, of_points in zip(*(one.cpu().numpy() for one in maps), strict=True):
+                at = [peaks(enlarge(heat)) for heat in of_points[:BODY_POINTS]]
+                rows = people(at, of_limbs, height, enlarge)
+                found.append(_as_parts(np.concatenate(at), rows))
     return found
 
 
@@ -175,13 +183,13 @@ def _hand_points(crops: Sequence[RGB8], device: Any) -> list[Points]:
     import cv2
 
     smooth = [np.asarray(cv2.GaussianBlur(crop, (0, 0), HAND_BLUR), np.uint8) for crop in crops]
-    total = np.zeros((len(crops), 21, HAND_MAP, HAND_MAP))
+    total = np.zeros((len(crops), HAND_POINTS, HAND_MAP, HAND_MAP))
     with network(HAND, hand_net, device) as net:
         for scale in HAND_SCALES:
             side = scale * BOX
             maps = net(_normal(np.stack([fitted(one, side, side) for one in smooth]), net))
             for hand, found in zip(total, maps.cpu().numpy(), strict=True):
-                for part in range(21):
+                for part in range(HAND_POINTS):
                     large = enlarged(found[part], (int(side),) * 2, (HAND_MAP,) * 2)
                     hand[part] += large / len(HAND_SCALES)
     read = [np.stack([hand_point(heat) for heat in hand]) for hand in total]

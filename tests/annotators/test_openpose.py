@@ -188,7 +188,9 @@ def test_batch_is_its_pictures_one_by_one(nets):
     assert detect_pose(pictures, resolution=0) == alone
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (33, 47), (700, 16)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 9), (9, 1), (33, 47), (700, 16), (1, 900)]
+)
 def test_any_size(nets, height, width):
     def noise(x, maps):
         generator = torch.Generator().manual_seed(0)
@@ -201,6 +203,31 @@ def test_any_size(nets, height, width):
     hint = annotate("openpose", picture(0, height, width), resolution=0)
     assert hint.shape == (height, width, 3)
     assert hint.dtype == np.uint8
+
+
+def test_a_strip_is_not_enlarged_without_end(nets):
+    seen = []
+
+    def body(x):
+        seen.append(x.shape)
+        return torch.zeros(1, 38, 1, 1), torch.zeros(1, 19, 1, 1)
+
+    nets["body_pose_model.pth"] = body
+    detect_pose(picture(0, 1, 2000), resolution=0)
+    assert seen == [(1, 3, 8, 4096)]
+
+
+def test_many_small_pictures_go_through_the_network_in_pieces(nets):
+    counts = []
+
+    def body(x):
+        counts.append(len(x))
+        return torch.zeros(len(x), 38, 23, 23), torch.zeros(len(x), 19, 23, 23)
+
+    nets["body_pose_model.pth"] = body
+    frames = detect_pose(np.zeros((50, 8, 8, 3), np.uint8), resolution=0)
+    assert len(frames) == 50
+    assert counts == [22, 22, 6]
 
 
 def test_hint_is_the_drawing(nets):
