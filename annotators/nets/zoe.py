@@ -95,7 +95,8 @@ def distance(net: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     One at a time, since the network lets all pictures of a batch vote for one domain.
     """
-    pixels = as_tensor(image[None], net) / 255
+    # Stacked, that is copied: PyTorch warns of arrays that can't be written to.
+    pixels = as_tensor(np.stack([image]), net) / 255
     found = framed(net, pixels)
     found = (found + framed(net, pixels.flip(3)).flip(3)) / 2
     metres: NDArray[np.float32] = found[0, 0].float().cpu().numpy()

@@ -93,3 +93,10 @@ def test_pictures_of_a_batch_do_not_vote_together(give):
     images[1] //= 8
     both = annotate("zoe", images, resolution=0)
     assert np.array_equal(both[1], annotate("zoe", images[1], resolution=0))
+
+
+def test_a_picture_that_cant_be_written_to_does(give):
+    give(MODELS["nyu"], tiny_nets.zoe(1))
+    image = picture(1, 9, 3)
+    image.flags.writeable = False
+    assert annotate("zoe", image, resolution=0, model="nyu").shape == (1, 9, 3)
