@@ -79,7 +79,10 @@ def test_patches_of_attentions_work_beside_a_control(applied) -> None:
 def test_rows_that_a_pack_changes_are_computed_each(applied) -> None:
     answer = applied("others", "changed_rows")
     assert answer["changed"] <= ROUNDING
-    assert 0 < answer["plain"] <= ROUNDING, "what prompts share is computed once"
+    changed, shared, as_host = answer["given"]
+    assert changed == [2, 2], "pictures and texts"
+    assert shared == [1, 2]
+    assert as_host == [2, 2], "for the host's pictures bit for bit"
 
 
 def test_a_lllite_that_is_asked_twice_patches_once(applied) -> None:

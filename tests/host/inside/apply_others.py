@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any
 
 import torch
-from apply_stage import Stage, control_of, logged, replaced
+from apply_stage import Stage, before, control_of, logged, replaced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from equal import adapter_state
@@ -188,15 +188,21 @@ def changed_rows(world: World) -> Any:
         x[1:] = x[1:].flip(-1)
         return function(x, call["timestep"], **call["c"])
 
-    model = stage.patched()
+    model = stage.patched(fit="crop")
     model.set_model_unet_function_wrapper(change)
     found = stage.sample(None, model)
     with replaced(world.host.HostControl, "_same_pictures", lambda *_: False):
         expected = stage.sample(None, model)
-    plain = stage.sample(stage.applied())
-    with replaced(world.host.HostControl, "_same_pictures", lambda *_: False):
-        apart = distance(plain, stage.sample(stage.applied()))
-    return {"changed": distance(found, expected), "plain": apart}
+    given: list[list[int]] = []
+
+    def look(x: Tensor, features: Any, times: Any, context: Tensor, *_: Any) -> None:
+        given.append([x.shape[0], context.shape[0]])
+
+    with before(stage.net, "forward", look):
+        stage.sample(None, model, steps=1)
+        stage.sample(stage.applied(fit="crop"), steps=1)
+        stage.sample(stage.applied(), steps=1)
+    return {"changed": distance(found, expected), "given": given}
 
 
 def asked_twice(world: World) -> Any:
