@@ -1,5 +1,6 @@
 """`python -m annotators`, from file to file."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,8 +75,8 @@ def test_help_of_an_annotator_names_its_parameters(capfd, name):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     shown = capfd.readouterr().out
-    for param in ANNOTATORS[name].params:
-        assert f"--{param} N" in shown
+    for setting in ANNOTATORS[name].settings:
+        assert re.search(rf"--{setting}\b", shown)
 
 
 def test_missing_file(capfd, tmp_path):
@@ -128,3 +129,32 @@ def test_failed_write_leaves_the_old_file(capfd, png, tmp_path, monkeypatch):
     assert "No space left on device" in refused(capfd, "canny", png, out)
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.png", "out.png"]
+
+
+def test_list_names_every_annotator(capfd):
+    assert main(["list"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [*ANNOTATORS]
+
+
+def test_folder(capfd, png, tmp_path, rgba):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for place in ("a/1.png", "a/b/2.png"):
+        (tmp_path / place).write_bytes(png.read_bytes())
+    (tmp_path / "a" / "notes.txt").write_text("no picture")
+    assert main(["canny", str(tmp_path / "a"), str(tmp_path / "out")]) == 0
+    assert np.array_equal(read(tmp_path / "out" / "b" / "2.png"), canny(rgba))
+    assert main(["canny", str(tmp_path / "a"), str(tmp_path / "jpg"), "--format", "jpg"]) == 0
+    names = sorted(path.name for path in (tmp_path / "jpg").rglob("*.*"))
+    assert names == ["1.jpg", "2.jpg"]
+
+
+def test_folder_with_a_damaged_picture(capfd, png, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(png.read_bytes()[:50])
+    (tmp_path / "a" / "2.png").write_bytes(png.read_bytes())
+    assert main(["canny", str(tmp_path / "a"), str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("canny: 1 of 2 pictures failed:\n")
+    assert "1.png is no picture" in said
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["2.png"]
