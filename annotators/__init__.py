@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import (
+    _animal_pose,
     _blazepose,
     _blur,
     _canny,
@@ -104,6 +105,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _openpose.ANNOTATOR,
     _dwpose.ANNOTATOR,
     _blazepose.ANNOTATOR,
+    _animal_pose.ANNOTATOR,
     _segments.ANNOTATOR,
     _zoe.ANNOTATOR,
     _person.ANNOTATOR,

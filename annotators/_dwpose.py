@@ -9,7 +9,7 @@ from .base import RGB8, Annotator, Weights
 from .keeper import session
 from .keypoints import Frame, Person
 from .pose_simcc import crops, whole_bodies
-from .pose_yolox import Boxes, letterboxed, person_boxes
+from .pose_yolox import Boxes, boxes_of, letterboxed
 from .skeleton import draw_all
 
 REPOSITORY = "yzd-v/DWPose"
@@ -58,7 +58,7 @@ def detect(
 def _boxes(image: RGB8, finder: Any) -> Boxes:
     square, ratio = letterboxed(image)
     output = finder.run(None, {finder.get_inputs()[0].name: square[None]})
-    return person_boxes(output[0][0], ratio)
+    return boxes_of(output[0][0], ratio)
 
 
 def _people(image: RGB8, boxes: Boxes, net: Any) -> list[Person]:

@@ -19,7 +19,7 @@ from .errors import AnnotatorError
 
 BODY = 18
 HAND = 21
-WHOLE_FACE = 70
+ANIMAL = 17
 """How many points a part has. A face has 68, and 70 with the pupils."""
 
 FARTHEST = 1e6
@@ -60,11 +60,15 @@ class Person:
 
 @dataclass(frozen=True)
 class Frame:
-    """The people in one picture of `width` x `height` pixels."""
+    """The people and animals in one picture of `width` x `height` pixels.
+
+    An animal has 17 points in the order of AP-10K.
+    """
 
     width: int
     height: int
     people: tuple[Person, ...] = ()
+    animals: tuple[Part, ...] = ()
 
     def only(self, *, body: bool = True, hands: bool = True, face: bool = True) -> Frame:
         """The frame with these parts alone; who has none of them is still counted."""
@@ -84,7 +88,8 @@ class Frame:
         if (width, height) == (self.width, self.height):
             return self
         by = width / self.width, height / self.height
-        return Frame(width, height, tuple(_scaled(person, *by) for person in self.people))
+        people = tuple(Person(*(_scaled(part, *by) for part in one.parts)) for one in self.people)
+        return Frame(width, height, people, tuple(_scaled(one, *by) for one in self.animals))
 
 
 _NAMES = (
@@ -113,7 +118,12 @@ def to_json(frame: Frame, *, confidence: bool = False) -> dict[str, Any]:
         return [number for triple in found for number in triple] or None
 
     people = [dict(zip(_NAMES, map(numbers, one.parts), strict=True)) for one in frame.people]
-    return {"people": people, "canvas_width": frame.width, "canvas_height": frame.height}
+    canvas = {"canvas_width": frame.width, "canvas_height": frame.height}
+    if not frame.animals:
+        return {"people": people, **canvas}
+    found = [numbers(animal) or [] for animal in frame.animals]
+    animals = [[one[start : start + 3] for start in range(0, len(one), 3)] for one in found]
+    return {"version": "ap10k", "people": people, "animals": animals, **canvas}
 
 
 def from_json(content: Any, *, size: tuple[int, int] | None = None) -> Frame:
@@ -132,10 +142,15 @@ def from_json(content: Any, *, size: tuple[int, int] | None = None) -> Frame:
     people = content.get("people", [])
     if not _is_list(people):
         raise AnnotatorError(f"The pose's people have to be a list, but are {_kind(people)}.")
-    read = [_person(person, number) for number, person in enumerate(people, start=1)]
+    read = Frame(
+        width,
+        height,
+        tuple(_person(person, number) for number, person in enumerate(people, start=1)),
+        _animals(content.get("animals")),
+    )
     if _in_fractions(read):
-        read = [_scaled(person, width, height) for person in read]
-    return Frame(width, height, tuple(read))
+        read = replace(read, width=1, height=1).resized(width, height)
+    return read
 
 
 def frames_from_json(content: Any, *, size: tuple[int, int] | None = None) -> list[Frame]:
@@ -175,7 +190,9 @@ def _person(content: Any, number: int) -> Person:
         raise AnnotatorError(
             f"Person {number} of the pose has to be a JSON object, but is {_kind(content)}."
         )
-    body, left, right, face = (_points(content.get(name), name, number) for name in _NAMES)
+    body, left, right, face = (
+        _points(content.get(name), f"{name} of person {number}") for name in _NAMES
+    )
     for name, hand in (("left", left), ("right", right)):
         if hand and len(hand) != HAND:
             raise AnnotatorError(
@@ -184,11 +201,24 @@ def _person(content: Any, number: int) -> Person:
     return Person(_as_18(body, number), left, right, face)
 
 
-def _points(numbers: Any, name: str, number: int) -> Part:
+def _animals(content: Any) -> tuple[Part, ...]:
+    if content is None:
+        return ()
+    if not _is_list(content):
+        raise AnnotatorError(f"The pose's animals have to be a list, but are {_kind(content)}.")
+    found = tuple(_points(one, f"animal {count}") for count, one in enumerate(content, start=1))
+    for number, points in enumerate(found, start=1):
+        if len(points) != ANIMAL:
+            raise AnnotatorError(
+                f"animal {number} has {len(points)} points, expected {ANIMAL} (AP-10K)."
+            )
+    return found
+
+
+def _points(numbers: Any, where: str) -> Part:
     """x, y and confidence in turn, flat or in threes, as points."""
     if numbers is None:
         return ()
-    where = f"{name} of person {number}"
     if hasattr(numbers, "tolist"):
         numbers = numbers.tolist()
     if not _is_list(numbers):
@@ -235,18 +265,16 @@ def _between(one: Keypoint | None, other: Keypoint | None) -> Keypoint | None:
     return Keypoint((one.x + other.x) / 2, (one.y + other.y) / 2, sure)
 
 
-def _in_fractions(people: Sequence[Person]) -> bool:
-    points = [point for one in people for part in one.parts for point in part if point]
+def _in_fractions(frame: Frame) -> bool:
+    parts = [part for person in frame.people for part in person.parts]
+    points = [point for part in (*parts, *frame.animals) for point in part if point]
     return all(abs(point.x) <= 1 and abs(point.y) <= 1 for point in points)
 
 
-def _scaled(person: Person, by_x: float, by_y: float) -> Person:
-    def scaled(part: Part) -> Part:
-        return tuple(
-            point and Keypoint(point.x * by_x, point.y * by_y, point.confidence) for point in part
-        )
-
-    return Person(*map(scaled, person.parts))
+def _scaled(part: Part, by_x: float, by_y: float) -> Part:
+    return tuple(
+        point and Keypoint(point.x * by_x, point.y * by_y, point.confidence) for point in part
+    )
 
 
 def _is_list(value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _blazepose, _dwpose, _openpose
+from . import _animal_pose, _blazepose, _dwpose, _openpose
 from .base import BATCH_PIXELS
 from .errors import AnnotatorError
 from .keypoints import Frame
@@ -19,6 +19,7 @@ DETECTORS: Mapping[str, Callable[..., list[Frame]]] = {
     "openpose": _openpose.detect,
     "dwpose": _dwpose.detect,
     "blazepose": _blazepose.detect,
+    "animal_pose": _animal_pose.detect,
 }
 """Each takes (N, H, W, 3) uint8 and the keywords hands, face and device."""
 

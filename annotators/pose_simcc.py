@@ -16,7 +16,9 @@ from .keypoints import BODY, HAND, Keypoint, Part, Person
 from .pictures import RGB8
 from .pose_yolox import Boxes
 
-WIDTH, HEIGHT = 288, 384
+WHOLE_BODY = (288, 384)
+ANIMAL = (256, 256)
+"""Width and height of a network's input."""
 MARGIN = 1.25
 MEAN = (123.675, 116.28, 103.53)
 SPREAD = (58.395, 57.12, 57.375)
@@ -33,39 +35,43 @@ _FACE_BEGIN, _LEFT_BEGIN, _RIGHT_BEGIN = 24, 92, 92 + HAND
 _PUPILS = (14, 15)
 
 
-def crops(image: RGB8, boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """What is in each box of (H, W, 3), (P, 3, 384, 288), and the boxes with margin, (P, 4).
+def crops(
+    image: RGB8, boxes: Boxes, size: tuple[int, int] = WHOLE_BODY
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """What is in each box of (H, W, 3), (P, 3, height, width), and the boxes with margin, (P, 4).
 
-    Those are middle x, middle y, width and height, in the input's shape.
+    size: width and height of the input. The boxes are middle x, middle y, width and height, in the
+    input's shape.
     """
     import cv2
 
     inputs, areas = [], []
     for box in boxes:
-        area = _area(box)
-        warped = cv2.warpAffine(image, _warp(area), (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
+        area = _area(box, size)
+        warped = cv2.warpAffine(image, _warp(area, size), size, flags=cv2.INTER_LINEAR)
         inputs.append((warped - np.array(MEAN)) / np.array(SPREAD))
         areas.append(area)
     stacked = np.stack(inputs).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(stacked, np.float32), np.stack(areas)
 
 
-def _area(box: NDArray[np.float64]) -> NDArray[np.float64]:
+def _area(box: NDArray[np.float64], input_size: tuple[int, int]) -> NDArray[np.float64]:
     """Middle and size of a box with its margin, widened or heightened to the input's shape."""
     middle = (box[:2] + box[2:]) * 0.5
     width, height = (box[2:] - box[:2]) * MARGIN
-    shape = WIDTH / HEIGHT
+    shape = input_size[0] / input_size[1]
     size = (width, width / shape) if width > height * shape else (height * shape, height)
     return np.array([*middle, *size])
 
 
-def _warp(area: NDArray[np.float64]) -> NDArray[np.float64]:
+def _warp(area: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
     """The affine map from the area to the input, from three points that fit: in float32."""
     import cv2
 
     x, y, width, _ = area
+    middle = [size[0] * 0.5, size[1] * 0.5]
     source = _corner([x, y], [x, y - width * 0.5])
-    target = _corner([WIDTH * 0.5, HEIGHT * 0.5], [WIDTH * 0.5, HEIGHT * 0.5 - WIDTH * 0.5])
+    target = _corner(middle, [middle[0], middle[1] - size[0] * 0.5])
     return np.asarray(cv2.getAffineTransform(source, target), np.float64)
 
 
@@ -84,12 +90,31 @@ def whole_bodies(
 
     across, down: (P, 133, 576) and (P, 133, 768), how likely each half pixel is, for each point.
     """
+    return [_person(one) for one in _decoded(across, down, areas, WHOLE_BODY)]
+
+
+def animals(across: NDArray[Any], down: NDArray[Any], areas: NDArray[np.float64]) -> list[Part]:
+    """The 17 points (AP-10K) of the animals that the network saw in the areas, however unsure."""
+    return [
+        tuple(Keypoint(float(x), float(y), float(np.clip(s, 1e-6, 1))) for x, y, s in one)
+        for one in _decoded(across, down, areas, ANIMAL)
+    ]
+
+
+def _decoded(
+    across: NDArray[Any],
+    down: NDArray[Any],
+    areas: NDArray[np.float64],
+    input_size: tuple[int, int],
+) -> NDArray[np.float64]:
+    """x, y in pixels of the picture, and score: (P, K, 3)."""
     places = np.stack([across.argmax(axis=-1), down.argmax(axis=-1)], axis=-1)
     places = places.astype(np.float32) / np.float32(BINS_PER_PIXEL)
     scores = np.minimum(across.max(axis=-1), down.max(axis=-1))
+    places[scores <= 0] = -1 / BINS_PER_PIXEL
     middle, size = areas[:, None, :2], areas[:, None, 2:]
-    points = places / np.array([WIDTH, HEIGHT]) * size + middle - size / 2
-    return [_person(one) for one in np.concatenate([points, scores[..., None]], axis=-1)]
+    points = places / np.array(input_size) * size + middle - size / 2
+    return np.concatenate([points, scores[..., None]], axis=-1)
 
 
 def _person(points: NDArray[np.float64]) -> Person:

@@ -1,4 +1,4 @@
-"""People found by YOLOX (Ge et al., 2021): its input, and boxes from its output.
+"""People and animals found by YOLOX (Ge et al., 2021): its input, and boxes from its output.
 
 After `dwpose/dw_onnx/cv_ox_det.py` of Fannovel16/comfyui_controlnet_aux (itself after the demo of
 Megvii-BaseDetection/YOLOX), and equal to it bit for bit.
@@ -6,6 +6,7 @@ Megvii-BaseDetection/YOLOX), and equal to it bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,10 @@ from .pictures import RGB8
 
 Boxes: TypeAlias = NDArray[np.float64]
 """(P, 4): left, top, right and bottom in pixels."""
+
+PERSON = 0
+ANIMALS = range(14, 24)
+"""Numbers among COCO's kinds; the animals go from bird to giraffe."""
 
 SIDE = 640
 GREY = 114
@@ -35,19 +40,23 @@ def letterboxed(image: RGB8) -> tuple[NDArray[np.float32], float]:
     return np.ascontiguousarray(square.transpose(2, 0, 1), np.float32), ratio
 
 
-def person_boxes(output: NDArray[Any], ratio: float) -> Boxes:
-    """The boxes of people, the surest first, in pixels of the picture.
+def boxes_of(output: NDArray[Any], ratio: float, kinds: Sequence[int] = (PERSON,)) -> Boxes:
+    """The boxes of some kinds, one kind after the other and the surest first.
 
     output: (8400, 85), for each cell x, y, width, height, how sure there is anything, and how sure
-    it is each of COCO's classes, of which a person is the first. ratio: from `letterboxed`.
+    it is each of COCO's 80 kinds. ratio: from `letterboxed`. The boxes are in pixels of the
+    picture.
     """
     cells, strides = _grid()
     middle = ((output[:, :2] + cells) * strides).astype(np.float32)
     size = (np.exp(output[:, 2:4]) * strides).astype(np.float32)
-    scores = output[:, 4] * output[:, 5]
     boxes = np.concatenate([middle - size / 2, middle + size / 2], axis=1) / np.float32(ratio)
-    sure = scores > LEAST_SCORE
-    return _distinct(boxes[sure], scores[sure]).astype(np.float64)
+    found = []
+    for kind in kinds:
+        scores = output[:, 4] * output[:, 5 + kind]
+        sure = scores > LEAST_SCORE
+        found.append(_distinct(boxes[sure], scores[sure]))
+    return np.concatenate(found).astype(np.float64)
 
 
 def _grid() -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -21,8 +21,10 @@ STICK = 4
 DOT = 4
 FACE_DOT = 3
 HAND_LINE = 2
+ANIMAL_LINE = 5
+"""Half the width of a stick, radii of the dots, width of a hand's and an animal's lines."""
 DIM = 0.6
-"""Half the width of a stick, radii of the dots, width of a hand's lines; how bright sticks are."""
+"""How bright sticks are."""
 
 _ARMS = ((1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7))
 _LEGS = ((1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13))
@@ -43,6 +45,25 @@ def _wheel(count: int) -> list[tuple[float, ...]]:
 
 _BODY_COLOURS = [tuple(map(round, colour)) for colour in _wheel(BODY)]
 _HAND_COLOURS = _wheel(len(_HAND_LIMBS))
+_ANIMAL_LINES = (
+    ((0, 1), (255, 255, 255)),  # between the eyes
+    ((1, 2), (100, 255, 100)),  # right eye to nose
+    ((0, 2), (150, 255, 255)),
+    ((2, 3), (100, 50, 255)),  # nose to neck
+    ((3, 8), (50, 150, 200)),  # right foreleg
+    ((8, 9), (0, 255, 255)),
+    ((9, 10), (0, 150, 0)),
+    ((3, 5), (0, 0, 255)),  # left foreleg
+    ((5, 6), (0, 0, 150)),
+    ((6, 7), (255, 50, 255)),
+    ((3, 4), (255, 0, 255)),  # back
+    ((4, 14), (255, 0, 0)),  # right hind leg
+    ((14, 15), (150, 0, 0)),
+    ((15, 16), (255, 255, 100)),
+    ((4, 11), (0, 150, 0)),  # left hind leg
+    ((11, 12), (255, 255, 0)),
+    ((12, 13), (150, 150, 150)),
+)
 _HAND_DOT = (0, 0, 255)
 _WHITE = (255, 255, 255)
 
@@ -56,7 +77,7 @@ def draw(
     face: bool = True,
     xinsir: bool = False,
 ) -> RGB8:
-    """The people of the frame on black, (height, width, 3) uint8.
+    """The people and animals of the frame on black, (height, width, 3) uint8.
 
     size: width and height of the drawing, where it isn't the frame's own; the points are stretched
     to it. xinsir: sticks as thick as xinsir's ControlNets expect them at this size.
@@ -64,7 +85,8 @@ def draw(
     width, height = size or (frame.width, frame.height)
     canvas: RGB8 = np.zeros((height, width, 3), np.uint8)
     stick = STICK * (stick_scale(width, height) if xinsir else 1)
-    for person in frame.resized(width, height).people:
+    stretched = frame.resized(width, height)
+    for person in stretched.people:
         if body:
             _draw_body(canvas, person.body, stick)
         if hands:
@@ -72,6 +94,8 @@ def draw(
             _draw_hand(canvas, person.right_hand)
         if face:
             _draw_dots(canvas, person.face, FACE_DOT, _WHITE)
+    for animal in stretched.animals:
+        _draw_animal(canvas, animal)
     return canvas
 
 
@@ -139,6 +163,16 @@ def _draw_hand(canvas: RGB8, points: Part) -> None:
         if one and other:
             cv2.line(canvas, one, other, colour, thickness=HAND_LINE)
     _draw_dots(canvas, points, DOT, _HAND_DOT)
+
+
+def _draw_animal(canvas: RGB8, points: Part) -> None:
+    import cv2
+
+    for (start, end), colour in _ANIMAL_LINES:
+        one, other = points[start], points[end]
+        if one is not None and other is not None:
+            ends = (int(one.x), int(one.y)), (int(other.x), int(other.y))
+            cv2.line(canvas, *ends, colour, ANIMAL_LINE)
 
 
 def _draw_dots(canvas: RGB8, points: Part, radius: int, colour: Any) -> None:

@@ -79,12 +79,24 @@ def yolox_output(seed: int) -> np.ndarray:
     return rounded(output)
 
 
-def simcc_output(seed: int, people: int) -> list[np.ndarray]:
-    """(people, 133, 576) and (people, 133, 768): one peak for each point, some of them faint."""
+def animal_output(seed: int) -> np.ndarray:
+    """The same for animals: some cells see two kinds of them, and faint people."""
+    output = yolox_output(seed)
+    person, kind = output[..., 5].copy(), 14 + seed % 10
+    output[..., 5 + kind] = person
+    output[..., 5 + 16] = np.where(person > 0.8, person, output[..., 5 + 16])
+    output[..., 5] *= 0.1
+    return output
+
+
+def simcc_output(
+    seed: int, people: int, points: int = 133, sizes: tuple[int, int] = (576, 768)
+) -> list[np.ndarray]:
+    """(people, points, size) for each size: one peak for each point, some of them faint."""
     rng = np.random.default_rng(seed)
-    maps = [rng.normal(0, 0.1, (people, 133, bins)) for bins in (576, 768)]
+    maps = [rng.normal(0, 0.1, (people, points, bins)) for bins in sizes]
     for person in range(people):
-        for point in range(133):
+        for point in range(points):
             peak = rng.uniform(-0.2, 1.2)
             for one in maps:
                 one[person, point, rng.integers(0, one.shape[-1])] += peak

@@ -10,7 +10,7 @@ import pytest
 
 from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose
 from controlnet_pack.annotators import _dwpose as dwpose
-from controlnet_pack.annotators.pose_yolox import letterboxed, person_boxes
+from controlnet_pack.annotators.pose_yolox import letterboxed, boxes_of
 
 from .pose_scenes import picture, simcc_output, yolox_output
 
@@ -96,7 +96,7 @@ def test_of_two_boxes_on_one_another_the_surer_one_stays():
     for row, score in ((8000, 0.6), (8001, 0.9), (8300, 0.5), (8399, 0.2)):
         output[row, 2:6] = [np.log(10), np.log(10), 1, score]
     output[8001, 0] = -1  # the same place as cell 8000
-    boxes = person_boxes(output, 2.0)
+    boxes = boxes_of(output, 2.0)
     assert np.rint(boxes).tolist() == [[-80, -80, 80, 80], [-80, 160, 80, 320]]
 
 
