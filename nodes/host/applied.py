@@ -108,7 +108,8 @@ class Applied:
                 f"computed {counts.computed} times, used again {counts.reused}"
                 f"{_drifted(counts.drift)}"
             )
-        lines.append(f"time in the net: {counts.seconds:.2f} s")
+        if counts.clocks:  # a ControlNet-LLLite works inside of the UNet
+            lines.append(f"time in the net: {counts.seconds:.2f} s")
         return "\n".join(lines)
 
     def send(self) -> None:
