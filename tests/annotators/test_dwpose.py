@@ -10,7 +10,7 @@ import pytest
 
 from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose
 from controlnet_pack.annotators import _dwpose as dwpose
-from controlnet_pack.annotators.pose_yolox import letterboxed, boxes_of
+from controlnet_pack.annotators.pose_yolox import boxes_of, letterboxed
 
 from .pose_scenes import picture, simcc_output, yolox_output
 
