@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from controlnet_pack import cldm_core
+from controlnet_pack.annotators import ANNOTATORS
 from controlnet_pack.annotators.__main__ import _parser as annotators_parser
 from controlnet_pack.cldm_core.__main__ import make_parser as core_parser
 from controlnet_pack.cldm_core.tiny.build import make_parser as build_parser
+from controlnet_pack.scripts import annotator_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "cldm_core/tiny/README.md"),
-    *("docs/applying.md", "docs/files.md", "docs/hints.md", "docs/inspector.md"),
+    *("docs/annotators.md", "docs/applying.md", "docs/files.md", "docs/hints.md"),
+    "docs/inspector.md",
 ]
 PARSERS = {
     "cldm_core": core_parser,
@@ -46,6 +49,17 @@ def test_commands_are_understood(page: str, call: list[str]) -> None:
 
 def test_every_command_line_is_shown() -> None:
     assert {call[0] for _, call in CALLS} == set(PARSERS)
+
+
+TABLES = [(page, name) for page, tables in annotator_table.TABLES.items() for name in tables]
+
+
+@pytest.mark.parametrize(("page", "name"), TABLES)
+def test_tables_of_annotators_are_what_their_records_say(page: str, name: str) -> None:
+    start, end = annotator_table.marks(name)
+    table = text(page).partition(f"{start}\n")[2].partition(f"\n{end}")[0]
+    # Where this fails: python scripts/annotator_table.py
+    assert table == annotator_table.TABLES[page][name](ANNOTATORS)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from controlnet_pack.annotators import ANNOTATORS, Annotator
+
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
@@ -18,8 +20,16 @@ WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 MUTED = 2  # a node's mode in the editor: it is shown and does not run
 NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
 TITLE = 30  # pixels that a node's title takes above it
-# They work on union ControlNets, and the embedded model has none.
-NEED_A_DOWNLOAD = {"CLDM_SetControlType", "CLDM_AddUnionHint"}
+# Union ControlNets, of which the embedded model has none, and weights that find people.
+NEED_A_DOWNLOAD = {"CLDM_SetControlType", "CLDM_AddUnionHint", "CLDM_DetectPose"}
+
+
+def node_of(annotator: Annotator) -> str:
+    """The node that is made from an annotator's record."""
+    return "CLDM_" + "".join(word.capitalize() for word in annotator.name.split("_"))
+
+
+OF_ANNOTATORS = {node_of(annotator) for annotator in ANNOTATORS.values()}
 
 
 def inputs_of(node: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +170,21 @@ def test_every_node_of_ours_is_shown_by_a_workflow() -> None:
     ours = {name for name in NODES if name.startswith("CLDM_")}
     used = {node["type"] for path in WORKFLOWS for node in editor(path)["nodes"]}
     assert ours
-    assert ours - NEED_A_DOWNLOAD <= used
+    # CLDM_Annotate stands for those that are made from records.
+    assert ours - NEED_A_DOWNLOAD - OF_ANNOTATORS <= used
+
+
+@pytest.mark.parametrize("annotator", ANNOTATORS.values(), ids=lambda one: one.name)
+def test_the_node_of_an_annotator_is_as_its_record(annotator: Annotator) -> None:
+    # Where this fails: python tests/host/remake.py --only nodes
+    declared = NODES[node_of(annotator)]
+    taken = ["image", *(["mask"] if annotator.needs_mask else []), *annotator.settings]
+    assert [*inputs_of(declared)] == taken
+    for name, setting in annotator.settings.items():
+        assert inputs_of(declared)[name][1]["default"] == setting.default
+    assert list(NODES["CLDM_Annotate"]["input"]["required"]["annotator"][1]["options"]) == [
+        *ANNOTATORS
+    ]
 
 
 def test_the_readme_names_every_node_and_workflow() -> None:

@@ -29,6 +29,7 @@ OBJECT_INFO = ROOT / "tests" / "data" / "object_info.json"
 PICTURE = ROOT / "docs" / "first_picture.png"
 SETTINGS = ROOT / "docs" / "applying.jpg"
 SIDE = 384  # pixels; a thumbnail is the hints and the pictures, side by side
+MOST, SMALL = 4, 256  # so many in one row; of more there are two rows, with sides this long
 QUALITY = 85
 WIDE = 1.7  # width to height from which on pictures are put one above the other
 NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
@@ -107,15 +108,20 @@ def write_thumbnail(client: HostClient, path: Path) -> None:
 
 
 def joined(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures in a row; in a column where they are wide."""
+    """Pictures in a row; in a column where they are wide, and in two rows where they are many."""
     height, width = pictures[0].shape[:2]
     wide = width >= WIDE * height
+    many = len(pictures) > MOST
     cells = []
     for picture in pictures:
-        scale = SIDE / picture.shape[0]
+        scale = (SMALL if many else SIDE) / picture.shape[0]
         way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
         cells.append(cv2.resize(picture[..., :3], None, fx=scale, fy=scale, interpolation=way))
-    return np.vstack(cells) if wide else np.hstack(cells)
+    if not many:
+        return np.vstack(cells) if wide else np.hstack(cells)
+    columns = -(-len(cells) // 2)
+    cells += [np.zeros_like(cells[0])] * (2 * columns - len(cells))
+    return np.vstack([np.hstack(cells[:columns]), np.hstack(cells[columns:])])
 
 
 if __name__ == "__main__":
