@@ -58,6 +58,7 @@ def test_drift_and_record() -> None:
 
 @pytest.mark.parametrize("fit", FITS)
 def test_hints_are_fitted_alike(fit: str) -> None:
+    pytest.importorskip("cv2", reason="drawings are thinned by OpenCV")
     torch.manual_seed(2)
     photo = torch.rand(1, 3, 40, 64)
     drawing = torch.zeros(1, 3, 64, 64)
