@@ -1,24 +1,26 @@
 """What tests of neural annotators share: seeded weights in the place of downloaded ones."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from controlnet_pack.annotators import Weights, keeper, weights
 
+Give = Callable[[Weights, Mapping], Path]
 
-@pytest.fixture
-def give(tmp_path) -> Callable[[Weights, Mapping], Path]:
-    """give(WEIGHTS, tensors) writes a file of tensors, which is then used for those weights."""
+
+@contextmanager
+def giving(folder: Path) -> Iterator[Give]:
+    """Inside, give(WEIGHTS, tensors) writes a file, which is then used for those weights."""
     import torch
 
     with ExitStack() as stack:
 
         def write(record: Weights, tensors: Mapping) -> Path:
-            path = tmp_path / "given" / record.name
-            path.parent.mkdir(exist_ok=True)
+            path = folder / "given" / record.repository / record.name
+            path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".safetensors":
                 from safetensors.torch import save_file
 
@@ -28,6 +30,13 @@ def give(tmp_path) -> Callable[[Weights, Mapping], Path]:
             stack.enter_context(weights.given(record, path))
             return path
 
+        yield write
+
+
+@pytest.fixture
+def give(tmp_path) -> Iterator[Give]:
+    """See giving."""
+    with giving(tmp_path) as write:
         yield write
 
 
