@@ -50,6 +50,15 @@ def host_progress() -> AbstractContextManager[None]:
     return told()
 
 
+def host_device() -> Any:
+    """Where the host computes, for packages that would choose by themselves."""
+    if not _managed():
+        return None
+    from .host.annotators import device
+
+    return device()
+
+
 def annotated(
     annotator: Annotator, image: Tensor, *, mask: Tensor | None = None, **params: Value
 ) -> Tensor:
@@ -58,7 +67,7 @@ def annotated(
     pictures = image.float().clamp(0, 1).cpu().numpy()
     masks = None if mask is None else mask.float().clamp(0, 1).cpu().numpy()
     with host_progress():
-        hints = annotate(annotator.name, pictures, mask=masks, **params)
+        hints = annotate(annotator.name, pictures, mask=masks, device=host_device(), **params)
     if hints.dtype == np.uint8:
         return torch.from_numpy(hints.astype(np.float32) / 255)
     return torch.from_numpy(hints)

@@ -15,7 +15,7 @@ from ..annotators import detect_pose
 from ..annotators.keypoints import Frame, frames_from_json, to_json
 from ..annotators.pose import DETECTORS, RESOLUTION
 from ..annotators.skeleton import draw_all, drawing_size
-from .annotate import host_progress
+from .annotate import host_device, host_progress
 from .texts import CATEGORY
 
 POSES = f"{CATEGORY}/poses"
@@ -101,7 +101,9 @@ class DetectPose(io.ComfyNode):
         pictures = image.float().clamp(0, 1).cpu().numpy()
         parts = {"body": body, "hands": hands, "face": face}
         with host_progress():
-            frames = detect_pose(pictures, kind=detector, resolution=resolution, **parts)
+            frames = detect_pose(
+                pictures, kind=detector, resolution=resolution, device=host_device(), **parts
+            )
         return result(frames, (frames[0].width, frames[0].height), xinsir=xinsir, **parts)
 
 

@@ -58,6 +58,12 @@ class HostKeeper:
         yield thing.model
 
 
+def device() -> torch.device:
+    """Where this host computes, as its command line has told it."""
+    chosen: torch.device = comfy.model_management.get_torch_device()
+    return chosen
+
+
 def connect() -> None:
     """Hand the annotators this host's folders and memory manager."""
     folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))

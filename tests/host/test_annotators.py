@@ -112,10 +112,26 @@ def test_annotate_refuses_with_a_sentence(run, annotator: str, settings: str, se
     assert sentence in result.message()
 
 
-def test_missing_weights_are_told_with_their_folder(run, host: HostServer) -> None:
-    result = run("CLDM_Hed", **settings_of("hed"))
+PARTS = {"body": True, "hands": True, "face": True, "xinsir": False}
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs", "file"),
+    [
+        ("CLDM_Hed", settings_of("hed"), "ControlNetHED.pth (29 MB)"),
+        (
+            "CLDM_DetectPose",
+            {**PARTS, "detector": "openpose", "resolution": 64},
+            "body_pose_model.pth (209 MB)",
+        ),
+    ],
+)
+def test_missing_weights_are_told_with_their_folder(
+    run, host: HostServer, class_type: str, inputs: dict[str, Any], file: str
+) -> None:
+    result = run(class_type, **inputs)
     assert result.status == "error"
-    assert "ControlNetHED.pth (29 MB) isn't here and couldn't be downloaded" in result.message()
+    assert f"{file} isn't here and couldn't be downloaded" in result.message()
     assert f"put it into {host.models('annotators')}." in result.message()
 
 
@@ -169,9 +185,8 @@ def pose(width: int, height: int) -> dict[str, Any]:
 
 def test_a_pose_is_drawn_from_its_text(client: HostClient) -> None:
     inputs = {"text": json.dumps(pose(64, 96)), "width": 128, "height": 0}
-    parts = {"body": True, "hands": True, "face": True, "xinsir": False}
     prompt = {
-        NODE: {"class_type": "CLDM_PoseToImage", "inputs": {**inputs, **parts}},
+        NODE: {"class_type": "CLDM_PoseToImage", "inputs": {**inputs, **PARTS}},
         "9": {"class_type": "PreviewImage", "inputs": {"images": [NODE, 0]}},
         "10": {"class_type": "PreviewAny", "inputs": {"source": [NODE, 2]}},
     }
@@ -192,7 +207,10 @@ import torch
 import comfy.model_management as memory
 keeper, weights = pack("annotators.keeper"), pack("annotators.weights")
 (record,) = pack("annotators").ANNOTATORS["pidinet"].weights
-nodes = {one.define_schema().node_id: one for one in pack("nodes.annotate").ANNOTATOR_NODES}
+node_module = pack("nodes.annotate")
+nodes = {one.define_schema().node_id: one for one in node_module.ANNOTATOR_NODES}
+devices, annotate = [], node_module.annotate
+node_module.annotate = lambda *a, **k: (devices.append(str(k["device"])), annotate(*a, **k))[1]
 loaded, tensors_of = [], keeper.tensors_of
 keeper.tensors_of = lambda path: (loaded.append(path.name), tensors_of(path))[1]
 
@@ -217,7 +235,7 @@ report(
     total=total, size=size, loads=len(loaded), left=left, back=back, folders=folders,
     same=bool((first == again).all() and (first == after).all()),
     apart=float((first - other).abs().max()), shape=list(first.shape),
-    keeper=type(keeper._keeper).__name__, complaints=complaints,
+    keeper=type(keeper._keeper).__name__, devices=sorted(set(devices)), complaints=complaints,
 )
 """
 
@@ -234,4 +252,5 @@ def test_the_host_s_memory_manager_has_the_networks(
     assert found["apart"] > 0.01
     assert found["shape"] == [2, 64, 80, 3]
     assert found["folders"][0] == str(tmp_path / "base" / "models" / "annotators")
+    assert found["devices"] == ["cpu"]  # as the host was told, whatever the machine has
     assert found["complaints"] == []
