@@ -13,7 +13,11 @@ from __future__ import annotations
 
 
 class CldmError(ValueError):
-    """Base class of the core's errors."""
+    """Base class of the core's errors; the message is one line, whatever a file's names hold."""
+
+    def __init__(self, message: str = "") -> None:
+        escaped = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
+        super().__init__("".join(escaped))
 
 
 class UnsupportedCheckpoint(CldmError):

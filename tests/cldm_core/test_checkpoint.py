@@ -345,3 +345,8 @@ def test_inspect_says_it_in_a_line(net: ControlNet) -> None:
     assert str(inspect_checkpoint(full)) == line
     base = str(inspect_checkpoint(on_meta(ControlledUNet, SDXL)))
     assert base == "SDXL base model, cldm keys, fp32, 2567.5 M"
+
+
+def test_names_with_line_breaks_leave_an_error_one_line() -> None:
+    error = CheckpointMismatch("unexpected a\nb, \x1b[31m, schön.")
+    assert str(error) == "unexpected a\\nb, \\x1b[31m, schön."
