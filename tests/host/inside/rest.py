@@ -50,7 +50,7 @@ def union(world: World) -> Any:
         zip(("depth", "tile", "openpose"), (h.movedim(-1, 1) for h in hints), strict=True)
     )
     alone = applied(typed("depth"))
-    alone._features = lambda x, rows: net.encode_hint(pictures, scales={"tile": 0.5})
+    alone._features = lambda *_: net.encode_hint(pictures, scales={"tile": 0.5})
     core = residuals(world, model, alone)
 
     def apart(control: Any) -> float:
