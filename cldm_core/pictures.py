@@ -18,16 +18,24 @@ def read_picture(path: Path, *, alpha: bool = False) -> Picture:
     Transparency is laid on white, or kept as (H, W, 4) with `alpha`. Raises CldmError where there
     is no file, or no picture in it.
     """
-    import cv2
-
     if not path.is_file():
         raise CldmError(f"There is no picture {path}: check the name and the folder.")
     # Not cv2.imread: it can't open paths with letters that the system's code page lacks.
-    file = np.frombuffer(path.read_bytes(), np.uint8)
-    data = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size else None
+    return decode_picture(path.read_bytes(), str(path), alpha=alpha)
+
+
+def decode_picture(stored: bytes, name: str, *, alpha: bool = False) -> Picture:
+    """What a picture's file holds, as read_picture gives it; `name` is what a message calls it."""
+    import cv2
+
+    file = np.frombuffer(stored, np.uint8)
+    # A photo (JPEG, which has no transparency) is turned as its EXIF says; the other way isn't.
+    photo = stored.startswith(b"\xff\xd8")
+    kind = cv2.IMREAD_COLOR if photo else cv2.IMREAD_UNCHANGED
+    data = cv2.imdecode(file, kind) if file.size else None
     if data is None or data.dtype not in (np.uint8, np.uint16):
         raise CldmError(
-            f"{path} can't be read as a picture: it is damaged or of an unknown kind. "
+            f"{name} can't be read as a picture: it is damaged or of an unknown kind. "
             "Use PNG, JPEG or WebP."
         )
     if data.dtype == np.uint16:
