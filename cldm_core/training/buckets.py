@@ -55,7 +55,7 @@ def nearest_bucket(sizes: np.ndarray, buckets: Sequence[Size]) -> Indices:
 
 def _aspects(sizes: np.ndarray | Sequence[Size]) -> np.ndarray:
     height, width = np.asarray(sizes, np.float64).T
-    return np.log(width / height)
+    return np.asarray(np.log(width / height))
 
 
 def merge_small(chosen: Indices, buckets: Sequence[Size], least: int) -> Indices:

@@ -200,7 +200,7 @@ def _find_twins(source: Source, chosen: Sequence[int], digests: np.ndarray, foun
         ("same target", same_target),
         ("same hint", same_hint),
     ):
-        for row in np.flatnonzero(rows):
+        for row in np.flatnonzero(rows).tolist():
             found.add(kind, source[chosen[row]].name)
 
 

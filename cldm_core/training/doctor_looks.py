@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from .made_hints import Maker, make_hint
 from .pairs import Pair, Size, Stored
 from .sources import Source
 from .views import ASPECTS_DIFFER, View, stretch
-
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 STRETCHED = 0.01
 CUT = 0.4
@@ -156,8 +153,7 @@ def _is_inverted(hint: Picture) -> bool:
     """Whether there are thin black lines on white."""
     import cv2
 
-    ink: Mask = (hint < INK).all(axis=-1)
-    paper: Mask = (hint > PAPER).all(axis=-1)
+    ink, paper = hint.max(axis=-1) < INK, hint.min(axis=-1) > PAPER
     if paper.mean() < PAPER_SHARE or ink.mean() < DRAWN:
         return False
     left = cv2.erode(ink.astype(np.uint8), np.ones((7, 7), np.uint8))
@@ -168,7 +164,7 @@ def _digest(picture: Picture | None) -> int:
     if picture is None:
         return 0
     digest = hashlib.blake2b(f"{picture.shape}".encode(), digest_size=8)
-    digest.update(np.ascontiguousarray(picture))
+    digest.update(picture.tobytes())
     return int.from_bytes(digest.digest(), "little")
 
 

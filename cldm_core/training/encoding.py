@@ -137,7 +137,8 @@ class DiffusersEncoders:
         # AutoencoderTiny gives latents, AutoencoderKL a distribution.
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
         shift = self.vae.config.get("shift_factor") or 0.0
-        return (latents - shift).float() * self.vae.config["scaling_factor"]
+        scaled: Tensor = (latents - shift).float() * self.vae.config["scaling_factor"]
+        return scaled
 
     @torch.no_grad()
     def texts(

@@ -7,9 +7,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
+from typing import IO, Protocol
 
 from ..errors import CldmError
 from ..pictures import decode_picture
@@ -179,12 +177,12 @@ class DrawnPicture:
 
 def held_picture(picture: Picture, name: str) -> DrawnPicture:
     """A picture (H, W, 3), uint8 RGB, that is in memory already."""
-    digest = hashlib.sha256(np.ascontiguousarray(picture)).hexdigest()
+    digest = hashlib.sha256(picture.tobytes()).hexdigest()
     height, width = picture.shape[:2]
     return DrawnPicture(name, lambda: picture, f"{digest}|{height}x{width}", (height, width))
 
 
-def picture_size(file: io.BufferedIOBase, name: str) -> Size:
+def picture_size(file: IO[bytes], name: str) -> Size:
     """Height and width from a picture's first bytes, as it is seen (EXIF turns photos)."""
     from PIL import Image
 

@@ -138,6 +138,9 @@ class Names:
         start, end = self._ends[index : index + 2].tolist()
         return self._all[start:end].decode("utf-8", "surrogateescape")
 
+    def __iter__(self) -> Iterator[str]:
+        return map(self.__getitem__, range(len(self)))
+
     @property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """What `from_arrays` makes the same names of."""
