@@ -11,6 +11,7 @@ from . import file_commands
 from .errors import CldmError
 from .modes import AUTO, CURVES, MODES
 from .pipeline import SCHEDULERS
+from .training import command as training_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,12 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cldm_core",
-        description="ControlNet without a host: make pictures, look into files and change them.",
+        description="ControlNet without a host: make pictures, train nets, look into files and "
+        "change them.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_sample(commands)
     file_commands.add_parsers(commands)
+    training_command.add_parser(commands)
     return parser
 
 

@@ -1,0 +1,118 @@
+"""What a run would do, in words and numbers, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..checkpoint import load_unet
+from ..checkpoint.read import read_header
+from ..tiny import weights
+from .checkpoints import Checkpoints
+from .config import TINY, TrainConfig
+from .models import TYPES, resolution_of, unet_type
+from .optimizers import bitsandbytes
+from .plan import make_net, named_annotator, open_data, score_of, split
+from .session import device_of, processes
+from .trainables import NOUNS, Trainable
+
+ADAMW_BYTES, EIGHT_BIT_BYTES = 8, 2
+"""For each trained number: two averages of four bytes, or of one."""
+GIGA = 1e9
+
+
+def dry_run(config: TrainConfig) -> list[str]:
+    """Sentences that say what a run with these settings would do.
+
+    Of the base model only the header is read. Raises CldmError for what the run itself would refuse
+    before its first step.
+    """
+    annotator, score = named_annotator(config), score_of(config)
+    if config.optimizer == "adamw8bit":
+        bitsandbytes()
+    base = weights("unet") if config.base == TINY else Path(config.base)
+    unet = load_unet(read_header(base), device="meta", dtype=unet_type(config))
+    side = resolution_of(config, unet.config)
+    training, held_out = split(config, open_data(config, side))
+    first = training[0]
+    made = first.hint is None and annotator is not None
+    if first.hint is None:
+        first.read_hint() if annotator is None else None
+    hints = f"made by {config.annotator}" if made else "stored with the pairs"
+    trainable = make_net(config, unet)
+    start = f"from {config.init}" if config.init else "from the base's encoder"
+    count = sum(weight.numel() for weight in trainable.parameters())
+    return [
+        f"Data: {config.data}, {len(training)} pairs to train on and {len(held_out)} held out, at "
+        f"{side}x{side} pixels; hints are {hints}.",
+        f"Net: {NOUNS[config.kind]} on {config.base}, {start}, with {count:,} trained weights.",
+        _steps(config, len(training)),
+        _memory(config, trainable, count),
+        _disk(config, trainable, count),
+        _evaluations(config, score.title if annotator or config.data == "circles" else None),
+        "Time: not known before the first steps; the history notes the seconds of each.",
+        _existing(config),
+    ]
+
+
+def _steps(config: TrainConfig, pairs: int) -> str:
+    world = processes()[1]
+    together = config.batch_size * config.accumulation * world
+    times = config.steps * together / pairs
+    return (
+        f"Steps: {config.steps} of {together} pairs ({config.batch_size} at once x "
+        f"{config.accumulation} batches x {world} processes), {times:.1f} "
+        f"times through the data, on {device_of(config).type} in {config.precision}."
+    )
+
+
+def _memory(config: TrainConfig, trainable: Trainable, count: int) -> str:
+    """The part that is arithmetic; what activations take depends on device and libraries."""
+    frozen = sum(
+        weight.numel() * weight.element_size()
+        for weight in trainable.unet.parameters()
+        if not weight.requires_grad
+    )
+    state = ADAMW_BYTES if config.optimizer == "adamw" else EIGHT_BIT_BYTES
+    trained = count * (4 + 4 + state + (4 if config.ema else 0))
+    return (
+        f"Memory: {_size(frozen + trained)} for the frozen UNet, the trained weights, their "
+        f"gradients and {config.optimizer}{' and averages' if config.ema else ''}; activations, "
+        f"autoencoder and text encoder come on top."
+    )
+
+
+def _disk(config: TrainConfig, trainable: Trainable, count: int) -> str:
+    state = ADAMW_BYTES if config.optimizer == "adamw" else EIGHT_BIT_BYTES
+    net = sum(value.numel() for value in trainable.state_dict_to_save().values())
+    one = count * (4 + state + (4 if config.ema else 0)) + net * TYPES[config.save_dtype].itemsize
+    written = max(1, -(-config.steps // config.save_every))
+    most = min(config.keep + 1, written) + 1
+    place = next(folder for folder in Path(config.out).absolute().parents if folder.exists())
+    free = shutil.disk_usage(place).free
+    return (
+        f"Disk: {written} checkpoints of about {_size(one)} each are written to {config.out}, at "
+        f"most {most} at a time: {_size(most * one)} of {_size(free)} that are free."
+    )
+
+
+def _evaluations(config: TrainConfig, score: str | None) -> str:
+    if not config.evaluate_every or not config.held_out:
+        return "Evaluation: none."
+    times = 1 + -(-config.steps // config.evaluate_every)
+    scored = f"scored by {score}" if score else "and nothing scores them (annotator)"
+    return (
+        f"Evaluation: {times} times {config.held_out} samples of {config.sample_steps} steps, "
+        f"{scored}."
+    )
+
+
+def _existing(config: TrainConfig) -> str:
+    steps = Checkpoints(Path(config.out) / "checkpoints", config.keep).steps()
+    if not steps:
+        return f"{config.out} holds no run yet."
+    return f"{config.out} holds a run at step {steps[-1]}: --resume goes on with it."
+
+
+def _size(count: float) -> str:
+    return f"{count / GIGA:.2f} GB"

@@ -1,0 +1,255 @@
+"""The training loop: one loop that shows what a step is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..diffusion import NoiseSchedule
+from ..errors import CldmError
+from .config import TrainConfig
+from .loss import min_snr, training_loss
+from .noise import draw
+from .optimizers import learning_rate
+from .session import Session, opened, require_room
+from .watching import Shown, Watcher
+
+if TYPE_CHECKING:
+    from .batches import Batch, Batches
+    from .convergence import Convergence
+    from .evaluate import Evaluator
+    from .history import History
+    from .trainables import Trainable
+
+log = logging.getLogger("cldm_core")
+
+Say = Callable[[str], None]
+LAST, BEST = "last.safetensors", "best.safetensors"
+SCHEDULE = NoiseSchedule()
+NAMED_AT_MOST = 16
+SKIPPED_AT_MOST = 32
+"""Steps in a row that a loss scale may leave out; each halves it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run came to.
+
+    step: optimizer steps behind the net; stopped: whether it was asked to stop before the last.
+    net: the file of the trained net; best: that of the one with the best score, if any was scored.
+    loss: the mean of the last steps that were noted, NaN where none was taken.
+    """
+
+    step: int
+    stopped: bool
+    net: Path
+    best: Path | None
+    score: float | None
+    convergence: Convergence | None
+    loss: float
+
+
+def fit(
+    trainable: Trainable,
+    batches: Batches,
+    config: TrainConfig,
+    *,
+    out: Path,
+    evaluator: Evaluator | None = None,
+    history: History | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    resume: bool = False,
+    shown: Shown | None = None,
+    say: Say = log.info,
+) -> Fitted:
+    """Trains up to config.steps optimizer steps and writes everything into `out`.
+
+    progress: called as (step, steps) after each step. stop: asked after each step; where it is
+    true, the state is saved and the run ends. resume: go on from the last whole checkpoint in
+    `out`, where there is one: the run then ends with the weights of one that was never stopped, bit
+    for bit on a CPU. shown: called with each evaluation. say: takes sentences for the user.
+
+    Raises CldmError, with the batch named, where the loss is no finite number, and where a file of
+    the data is gone, a checkpoint damaged or the disk full; the run's state stays whole.
+    """
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(opened(config))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_memory_told())
+        session = stack.enter_context(closing(Session(trainable, config, accelerator, out)))
+        main = accelerator.is_main_process
+        watcher = Watcher(evaluator, history, config, say=say, shown=shown, main=main)
+        step = saved = _start(session, watcher, batches, resume, say)
+        stream = iter(batches.iterate(step * config.accumulation))
+        stack.callback(getattr(stream, "close", lambda: None))
+        stopping, skipped = False, 0
+        while True:
+            if step > saved and (stopping or _due(step, config)):
+                session.save(step, watcher.facts(step))
+                saved = step
+            if not stopping and watcher.due(step):
+                saved = _evaluate(session, watcher, step, saved, out)
+            if stopping or step >= config.steps:
+                break
+
+            session.set_rate(learning_rate(config, step))
+            parts = []
+            for part in range(config.accumulation):
+                batch = _next(stream, session, step, saved)
+                with accelerator.accumulate(*session.models):
+                    loss = _loss(session, batch, step, part)
+                    accelerator.backward(loss)
+                parts.append((loss.detach(), batch))
+            norm = accelerator.clip_grad_norm_(session.parameters, config.clip or math.inf)
+
+            loss = torch.stack([loss for loss, _ in parts]).mean()
+            bad = not session.finite(loss, norm) or skipped > SKIPPED_AT_MOST
+            stopping, bad = session.agreed(stop is not None and stop(), bad)
+            if bad:
+                _refuse(session, parts, step, saved)
+            session.optimizer.step()
+            session.optimizer.zero_grad()
+            skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+            session.ema.update(step)
+
+            step += 1
+            watcher.note(step, float(loss), learning_rate(config, step - 1), float(norm))
+            if progress:
+                progress(step, config.steps)
+        return _finish(session, watcher, step, out)
+
+
+def _due(step: int, config: TrainConfig) -> bool:
+    return step % config.save_every == 0 or step >= config.steps
+
+
+def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, say: Say) -> int:
+    """The step to go on from; raises CldmError where the folder holds another run."""
+    folder, world = session.checkpoints.folder, session.accelerator.num_processes
+    if getattr(batches, "world", 1) != world:
+        raise CldmError(
+            f"The batches are made for {getattr(batches, 'world', 1)} processes, and {world} "
+            f"train: give each process batches with its rank and their number."
+        )
+    require_room(folder.parent, session.config, resume=resume)
+    saved = session.resume(say) if resume else None
+    watcher.start(None if saved is None else saved.step)
+    if saved is not None:
+        say(f"Going on from step {saved.step}, of the checkpoint {saved.folder}.")
+    elif resume:
+        say(f"There is no checkpoint in {folder} yet: the run starts anew.")
+    return 0 if saved is None else saved.step
+
+
+def _next(stream: Iterator[Batch], session: Session, step: int, saved: int) -> Batch:
+    """The next batch on the run's device; raises CldmError, with the state saved, for none."""
+    try:
+        return next(stream).to(session.accelerator.device, torch.float32)
+    except (CldmError, OSError) as error:
+        # Of several processes the others don't know, and would wait for what never comes.
+        if step > saved and session.accelerator.num_processes == 1:
+            session.save(step, {})
+            saved = step
+        raise CldmError(
+            f"{error} The run stops at step {step}; it can go on from step {saved} with --resume."
+        ) from error
+
+
+def _loss(session: Session, batch: Batch, step: int, part: int) -> Tensor:
+    """The loss of one batch, with noise and timesteps that belong to this step and part."""
+    config, accelerator = session.config, session.accelerator
+    prediction = config.prediction or session.trainable.unet.config.prediction
+    noise, timesteps = draw(
+        batch.latents,
+        SCHEDULE.timesteps,
+        (config.seed, step, part),
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    weights = None
+    if config.min_snr:
+        weights = min_snr(SCHEDULE, timesteps, config.min_snr, prediction)
+    with accelerator.autocast():
+        return training_loss(
+            session.unet,
+            session.net,
+            batch.latents,
+            noise,
+            timesteps,
+            batch.context,
+            batch.hint,
+            schedule=SCHEDULE,
+            prediction=prediction,
+            y=batch.y,
+            only_mid_control=session.trainable.only_mid_control,
+            weights=weights,
+        )
+
+
+def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, saved: int) -> NoReturn:
+    """Saves the state before the step, if it is sound, and raises CldmError with the pairs."""
+    session.optimizer.zero_grad()
+    named = [name for loss, batch in parts if not torch.isfinite(loss) for name in batch.names]
+    names = session.gathered(named or [name for _, batch in parts for name in batch.names])
+    if step > saved and session.sound():
+        session.save(step, {})
+        saved = step
+    shown = ", ".join(names[:NAMED_AT_MOST]) + (", .." if len(names) > NAMED_AT_MOST else "")
+    raise CldmError(
+        f"The loss of step {step + 1} is no finite number, with the pairs {shown}. Nothing was "
+        f"learnt from them: the run can go on from step {saved} with --resume, once these pairs "
+        f"are in order (--check looks at them), with a lower lr, or in bf16 where it was fp16."
+    )
+
+
+def _evaluate(session: Session, watcher: Watcher, step: int, saved: int, out: Path) -> int:
+    """Scores the net, keeps it where it is the best so far; gives the step saved last."""
+    with session.averaged():
+        better = watcher.evaluate(session.trainable.net, step)
+    (better,) = session.agreed(better)
+    facts = watcher.facts(step)
+    if step > saved and better:
+        session.save(step, facts)
+        saved = step
+    elif step:
+        session.annotate(step, facts)
+    if step and better:
+        session.save_net(out / BEST, step, facts)
+    return saved
+
+
+def _finish(session: Session, watcher: Watcher, step: int, out: Path) -> Fitted:
+    session.save_net(out / LAST, step, watcher.facts(step))
+    best = out / BEST
+    return Fitted(
+        step,
+        step < session.config.steps,
+        out / LAST,
+        best if best.exists() else None,
+        watcher.best_score,
+        watcher.convergence,
+        watcher.loss,
+    )
+
+
+@contextmanager
+def _memory_told() -> Iterator[None]:
+    """Makes a sentence of a GPU's memory that is full."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise CldmError(
+            "The GPU's memory is full: take a smaller batch_size with more accumulation, "
+            "checkpointing, precision bf16, or optimizer adamw8bit, and go on with --resume. "
+            f"({' '.join(str(error).split())})"
+        ) from error

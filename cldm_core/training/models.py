@@ -1,0 +1,103 @@
+"""The base model of a run: its UNet to steer, what encodes pictures and prompts, what samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import tiny
+from ..config import UNetConfig
+from ..errors import CldmError
+from ..hints import HINT_SCALE
+from ..pipeline import Pipeline
+from .config import TINY, TrainConfig
+from .encoding import Encoders, SizeCondition, TinyEncoders, fingerprint
+
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a net is trained on: its UNet is to be steered; guidance: to sample with."""
+
+    pipeline: Pipeline
+    encoders: Encoders
+    guidance: float
+
+
+def load_base(config: TrainConfig, device: torch.device) -> Base:
+    """The base that config names, its UNet in the type that it computes in where it is frozen.
+
+    Raises CldmError where there is none, or a part of it is missing.
+    """
+    if config.base == TINY:
+        pipeline = tiny.load_pipeline(device=device, dtype=unet_type(config))
+        return Base(pipeline, TinyEncoders(device), TINY_GUIDANCE)
+    from ..single_file import load_pipeline
+
+    prediction: Any = config.prediction
+    pipeline = load_pipeline(
+        Path(config.base),
+        tokenizer=config.tokenizer,
+        prediction=prediction,
+        device=device,
+        dtype=unet_type(config),
+    )
+    return Base(pipeline, PipelineEncoders(pipeline), FULL_GUIDANCE)
+
+
+def unet_type(config: TrainConfig) -> torch.dtype:
+    """The base's number type: half of it would lose small steps where it is trained itself."""
+    return TYPES[config.precision] if config.sd_locked else torch.float32
+
+
+def multiple_of(unet: UNetConfig) -> int:
+    """What sides of pictures must be multiples of: 64 for SD 1.5, whose UNet halves thrice."""
+    return int(HINT_SCALE * 2 ** (len(unet.channel_mult) - 1))
+
+
+def resolution_of(config: TrainConfig, unet: UNetConfig) -> int:
+    """The side that pictures are trained at; raises CldmError where the UNet can't take it."""
+    multiple, side = multiple_of(unet), config.resolution
+    if side is None:
+        large = (config.prediction or unet.prediction) == "v"
+        side = tiny.SIZE if config.base == TINY else 768 if large else 512
+    if side % multiple:
+        raise CldmError(
+            f"resolution is {side}, expected a multiple of {multiple} for this base model, such as "
+            f"{max(1, round(side / multiple)) * multiple}."
+        )
+    return side
+
+
+class PipelineEncoders:
+    """The autoencoder and text encoder that a pipeline samples with, as batches want them."""
+
+    sized = False
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.autoencoder: Any = pipeline.autoencoder
+        self.encode_text: Any = pipeline.encode_text
+        models: tuple[nn.Module, ...] = (self.autoencoder.vae, self.encode_text.model)
+        self.device = next(models[0].parameters()).device
+        self.key = "pipeline-" + "-".join(fingerprint(model) for model in models)
+
+    @torch.no_grad()
+    def latents(self, pictures: Tensor) -> Tensor:
+        """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), scaled for the UNet."""
+        latents: Tensor = self.autoencoder.encode(pictures.to(self.device))
+        return latents
+
+    @torch.no_grad()
+    def texts(
+        self, prompts: Sequence[str], sizes: Sequence[SizeCondition]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Context (B, tokens, width); there is no vector."""
+        context: Tensor = self.encode_text(prompts)
+        return context.float(), None

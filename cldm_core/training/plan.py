@@ -1,0 +1,151 @@
+"""A run put together from its settings: data, base, net, and what is sampled on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..hooks import named_function
+from .batches import Batches
+from .buckets import aspect_buckets
+from .circles import CirclePairs
+from .config import CIRCLES, TrainConfig
+from .discs import disc_of
+from .evaluate import Evaluator, HeldOut
+from .made_hints import make_hint
+from .models import TYPES, Base, load_base, multiple_of, resolution_of
+from .scores import Score, score_for, score_named
+from .session import device_of, processes
+from .sources import Part, Source, hold_out, open_source
+from .trainables import Trainable, make_trainable
+from .views import View, check_aspects
+
+if TYPE_CHECKING:
+    from ..unet import ControlledUNet
+    from .pairs import Pair
+
+Maker = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `fit` wants."""
+
+    config: TrainConfig
+    base: Base
+    trainable: Trainable
+    training: Source
+    held_out: Source
+    batches: Batches
+    evaluator: Evaluator | None
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Opens the data and loads the nets; raises CldmError where something doesn't fit."""
+    annotator, score = named_annotator(config), score_of(config)
+    base = load_base(config, device_of(config))
+    unet = base.pipeline.unet
+    side = resolution_of(config, unet.config)
+    training, held_out = split(config, open_data(config, side))
+    maker = annotator if annotator is not None and training[0].hint is None else None
+    rank, world, _ = processes()
+    batches = Batches(
+        training,
+        base.encoders,
+        batch_size=config.batch_size,
+        resolution=side,
+        seed=config.seed,
+        drop_prompt=config.drop_prompt,
+        flip=config.flip,
+        crop=config.crop,
+        buckets=aspect_buckets(side, step=multiple_of(unet.config)) if config.buckets else None,
+        rank=rank,
+        world=world,
+        cache=cache_folder(config),
+        hints=maker,
+    )
+    trainable = make_net(config, unet)
+    evaluator = None
+    if len(held_out):
+        evaluator = Evaluator(
+            replace(base.pipeline, unet=trainable.unet),
+            [_held(held_out[index], side, maker, config) for index in range(len(held_out))],
+            disc_of if config.data == CIRCLES and annotator is None else annotator,
+            score,
+            steps=config.sample_steps,
+            guidance=base.guidance if config.guidance is None else config.guidance,
+            precision=None if config.precision == "fp32" else TYPES[config.precision],
+            only_mid_control=config.only_mid_control,
+        )
+    return Plan(config, base, trainable, training, held_out, batches, evaluator)
+
+
+def open_data(config: TrainConfig, side: int) -> Source:
+    """All pairs; raises CldmError where there are none."""
+    if config.data == CIRCLES:
+        return CirclePairs(config.circles, side, config.seed)
+    return open_source(
+        config.data,
+        conditioning=config.conditioning,
+        columns=config.named_columns() or None,
+        cache=cache_folder(config),
+    )
+
+
+def split(config: TrainConfig, source: Source) -> tuple[Part, Part]:
+    """The pairs to train on, and those to score with, none where nothing is evaluated."""
+    return hold_out(source, config.held_out if config.evaluate_every else 0, config.seed)
+
+
+def cache_folder(config: TrainConfig) -> Path:
+    return Path(config.out) / "cache" if config.cache is None else Path(config.cache)
+
+
+def make_net(config: TrainConfig, unet: ControlledUNet) -> Trainable:
+    """What is trained; the same numbers for the same seed."""
+    kind: Any = config.kind
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return make_trainable(
+            kind,
+            unet,
+            init=config.init,
+            sd_locked=config.sd_locked,
+            only_mid_control=config.only_mid_control,
+            rank=None if config.init is not None else config.rank,
+            checkpointing=config.checkpointing,
+        )
+
+
+def named_annotator(config: TrainConfig) -> Maker | None:
+    """The function that config names; raises CldmError where there is none."""
+    return None if config.annotator is None else named_function(config.annotator)
+
+
+def score_of(config: TrainConfig) -> Score:
+    """How hints are compared; raises CldmError where that isn't known."""
+    if config.score is not None:
+        return score_named(config.score)
+    if config.annotator is not None and config.evaluate_every:
+        return score_for(config.annotator)
+    return score_named("mask_iou")
+
+
+def _held(pair: Pair, side: int, maker: Maker | None, config: TrainConfig) -> HeldOut:
+    """A pair to score with, cut as those that are trained on."""
+    picture = pair.read_target()
+    original = (picture.shape[0], picture.shape[1])
+    window = View((side, side)).window(original)
+    target = window.of_target(picture)
+    if maker is not None:
+        hint = make_hint(maker, target, pair.named)
+    else:
+        stored = pair.read_hint()
+        check_aspects(pair.named, (stored.shape[0], stored.shape[1]), original)
+        hint = window.of_hint(stored)
+    wanted = disc_of(target) if config.data == CIRCLES and config.annotator is None else None
+    return HeldOut(pair.name, pair.prompt, hint, target, wanted)

@@ -1,0 +1,244 @@
+"""A run's nets on their devices: wrapped by accelerate, saved as checkpoints, read back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import save
+from ..checkpoint.read import read
+from ..errors import CheckpointMismatch, CldmError
+from .checkpoints import Checkpoints, Saved
+from .config import TrainConfig, pinned_differences
+from .ema import Ema
+from .optimizers import make_optimizer
+from .saving import save_net
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .trainables import Trainable
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+WEIGHTS, AVERAGES, NET = "trained.safetensors", "averages.safetensors", "net.safetensors"
+CHECKPOINTS = "checkpoints"
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for the first one, which samples alone."""
+
+Say = Callable[[str], None]
+
+
+def processes() -> tuple[int, int, int]:
+    """This process's rank, how many there are, and its rank on this machine, as torchrun says."""
+    rank, world, local = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    return rank, world, local
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Where this process trains."""
+    if config.device == "auto" and torch.cuda.is_available():
+        return torch.device("cuda", processes()[2])
+    if config.device == "auto" and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+@contextmanager
+def opened(config: TrainConfig) -> Iterator[Accelerator]:
+    """An accelerator for one run; afterwards another run may ask for another one.
+
+    Raises CldmError where accelerate isn't there, or the device can't do what is asked for.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState
+        from accelerate.utils import InitProcessGroupKwargs
+    except ImportError as error:
+        raise CldmError(
+            f"Training needs the package accelerate ({error}): pip install accelerate."
+        ) from error
+    try:
+        accelerator = Accelerator(
+            mixed_precision=PRECISIONS[config.precision],
+            gradient_accumulation_steps=config.accumulation,
+            # Without the word, processes on machines without a GPU would each train for themselves.
+            cpu=device_of(config).type == "cpu",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    except ValueError as error:
+        raise CldmError(
+            f"precision is {config.precision}, which the device {device_of(config).type} can't do "
+            f"({error}): take bf16 or fp32."
+        ) from error
+    try:
+        yield accelerator
+        if accelerator.num_processes > 1:
+            accelerator.end_training()
+    finally:
+        # accelerate keeps one state for the whole process, which outlives its user.
+        AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
+        GradientState._reset_state()
+
+
+def require_room(out: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Raises CldmError where `out` holds a run that isn't to be gone on with."""
+    if not resume and Checkpoints(out / CHECKPOINTS, config.keep).steps():
+        raise CldmError(
+            f"{out} holds a run already: go on with it (--resume), or choose another folder (out)."
+        )
+
+
+class Session:
+    """The wrapped nets, optimizer and averages of one run, and its checkpoints.
+
+    weights: what is trained, by names that start with `net.` or `unet.`.
+    """
+
+    def __init__(
+        self, trainable: Trainable, config: TrainConfig, accelerator: Accelerator, out: Path
+    ) -> None:
+        self.trainable, self.config, self.accelerator = trainable, config, accelerator
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
+        device = accelerator.device
+        trainable.unet.to(device)
+        trainable.net.to(device)
+        self.weights = {
+            f"{part}.{name}": parameter
+            for part, module in (("net", trainable.net), ("unet", trainable.unet))
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        optimizer = make_optimizer(trainable.parameters(), config, device)
+        self.net: Any = accelerator.prepare(trainable.net)
+        # A frozen UNet has no gradients to share.
+        trained = any(name.startswith("unet.") for name in self.weights)
+        self.unet: Any = accelerator.prepare(trainable.unet) if trained else trainable.unet
+        self.optimizer: Any = accelerator.prepare(optimizer)
+        self.models = [self.net, self.unet] if trained else [self.net]
+        self.parameters = trainable.parameters()
+        self.ema = Ema(self.weights, config.ema)
+        accelerator.register_save_state_pre_hook(lambda _, weights, __: weights.clear())
+        accelerator.register_load_state_pre_hook(lambda models, _: models.clear())
+
+    def close(self) -> None:
+        """Takes accelerate's wrappers off the nets again."""
+        for model in self.models:
+            self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While it lasts the nets have the averaged weights, if weights are averaged."""
+        return self.ema.swapped_in()
+
+    def agreed(self, *wishes: bool) -> tuple[bool, ...]:
+        """Each wish of any process is a wish of all."""
+        if self.accelerator.num_processes == 1:
+            return wishes
+        flags = torch.tensor([float(wish) for wish in wishes], device=self.accelerator.device)
+        return tuple(bool(flag) for flag in self.accelerator.reduce(flags, "sum"))
+
+    def finite(self, loss: Tensor, norm: Tensor) -> bool:
+        """Whether a step may be taken; a loss scale of fp16 sees to infinite gradients itself."""
+        seen = loss if self.accelerator.scaler is not None else loss + norm
+        return bool(torch.isfinite(seen))
+
+    def sound(self) -> bool:
+        """Whether all trained weights are finite numbers."""
+        return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
+
+    def gathered(self, texts: list[str]) -> list[str]:
+        """The texts of all processes."""
+        from accelerate.utils import gather_object
+
+        return list(gather_object(texts))
+
+    def save(self, step: int, facts: dict[str, Any]) -> None:
+        """Writes the checkpoint of a step.
+
+        Raises CldmError where it can't be written, or its weights are no numbers to go on from.
+        """
+        if not self.sound():
+            raise CldmError(
+                f"After step {step} weights of the net are infinite or no numbers, so that state "
+                f"is not saved: go on from an earlier checkpoint with a lower lr (--resume)."
+            )
+        main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
+        if main:
+            self.checkpoints.open(step)
+        wait()
+        self.checkpoints.fill(step, lambda folder: self._write(folder, step, facts))
+        wait()
+        if main:
+            self.checkpoints.seal(step, {**facts, "config": self.config.to_dict()})
+        wait()
+
+    def annotate(self, step: int, facts: dict[str, Any]) -> None:
+        """Notes facts with a checkpoint that is there already."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.annotate(step, facts)
+
+    def _write(self, folder: Path, step: int, facts: dict[str, Any]) -> None:
+        self.accelerator.save_state(str(folder))
+        if not self.accelerator.is_main_process:
+            return
+        save(self.weights, folder / WEIGHTS)
+        if self.ema.averages:
+            save(self.ema.averages, folder / AVERAGES)
+        self.save_net(folder / NET, step, facts)
+
+    def save_net(self, path: Path, step: int, facts: dict[str, Any]) -> None:
+        """The trained net as a file that load_control and hosts read, averaged if there are means.
+
+        Only the first process writes it.
+        """
+        if self.accelerator.is_main_process:
+            with self.averaged():
+                save_net(self.trainable, self.config, path, step=step, **facts)
+
+    def resume(self, say: Say) -> Saved | None:
+        """Reads the last whole checkpoint, if there is one, into the nets and the optimizer.
+
+        Raises DamagedCheckpoint where there is none that is whole, and CldmError where the settings
+        have changed in what can't be changed.
+        """
+        saved = self.checkpoints.latest(say)
+        if saved is None:
+            return None
+        changed = pinned_differences(saved.facts.get("config", {}), self.config)
+        if changed:
+            raise CldmError(
+                f"The run in {self.checkpoints.folder.parent} was started with "
+                f"{', '.join(changed)}: set it as it was, or start anew in another folder (out)."
+            )
+        self.accelerator.load_state(str(saved.folder))
+        self._read(self.weights, saved.folder / WEIGHTS)
+        if self.ema.averages:
+            self._read(self.ema.averages, saved.folder / AVERAGES)
+        return saved
+
+    @torch.no_grad()
+    def _read(self, weights: dict[str, Any], path: Path) -> None:
+        stored: dict[str, Tensor] = dict(read(path).tensors)
+        if {key: value.shape for key, value in stored.items()} != {
+            key: value.shape for key, value in weights.items()
+        }:
+            raise CheckpointMismatch(
+                f"{path} holds weights of another net than the one that is trained: choose the "
+                f"settings that the run was started with, or another folder (out)."
+            )
+        for key, value in weights.items():
+            value.copy_(stored[key])
