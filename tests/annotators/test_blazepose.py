@@ -1,13 +1,7 @@
-"""BlazePose: the arithmetic around its networks, and MediaPipe's own weights on a real picture.
-
-Those need `pip install ai-edge-litert==2.3.0` and the folder mediapipe of the wheel mediapipe
-0.10.21 in the folder that CLDM_TEST_FILES names, or that wheel installed.
-"""
+"""BlazePose: the arithmetic around its networks, and MediaPipe's own weights on real pictures."""
 
 import math
-import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +20,8 @@ from controlnet_pack.annotators.pose_blaze import (
     turned,
     whole,
 )
+
+from . import real_weights
 
 
 def points(*places) -> np.ndarray:
@@ -148,7 +144,7 @@ def test_a_left_hand_in_a_mirror_is_a_right_one(side, is_left):
 
 
 def test_without_its_package_it_says_how_to_install_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(AnnotatorError, match="Install it with: pip install ai-edge-litert"):
         annotate("blazepose", np.zeros((8, 8, 3), np.uint8))
 
@@ -164,9 +160,10 @@ def test_without_weights_it_says_where_they_are(no_network, monkeypatch):
 def real(monkeypatch):
     """MediaPipe's own weights."""
     pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
-    monkeypatch.setattr(weights, "folders", lambda: [Path(os.environ.get("CLDM_TEST_FILES", ""))])
-    if not all(map(weights.find, blazepose.WEIGHTS)):
-        pytest.skip("needs the folder mediapipe of the wheel mediapipe 0.10.21")
+    for record in blazepose.WEIGHTS:
+        real_weights.file(f"mediapipe/modules/{record.file}")
+    monkeypatch.setattr(weights, "folders", lambda: [real_weights.FOLDER])
+    monkeypatch.setattr(blazepose, "PACKAGE", "no_such_package")
 
 
 @pytest.fixture
@@ -174,6 +171,7 @@ def astronaut():
     return pytest.importorskip("skimage.data", reason="needs scikit-image's pictures").astronaut()
 
 
+@pytest.mark.weights
 def test_astronaut(real, astronaut):
     """Where the eyes, the mouth and the shoulders are was read off the picture."""
     (frame,) = detect_pose(astronaut, kind="blazepose")
@@ -190,6 +188,7 @@ def test_astronaut(real, astronaut):
         assert (part[index].x, part[index].y) == pytest.approx((x, y), abs=15)
 
 
+@pytest.mark.weights
 def test_small_and_turned_pictures_still_have_their_face(real, astronaut):
     quarter = np.ascontiguousarray(np.rot90(astronaut))
     (upright,) = detect_pose(astronaut, kind="blazepose")
@@ -199,6 +198,7 @@ def test_small_and_turned_pictures_still_have_their_face(real, astronaut):
     assert (pupil.x, pupil.y) == pytest.approx((expected.y, 511 - expected.x), abs=15)
 
 
+@pytest.mark.weights
 def test_nobody_in_a_flat_picture(real):
     (frame,) = detect_pose(np.full((64, 90, 3), 128, np.uint8), kind="blazepose")
     assert frame.people == ()

