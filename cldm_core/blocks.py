@@ -309,9 +309,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         """x (B, C, h, w), context (B, M, context_dim) to (B, C, h, w), (k B, ...) for k B texts."""
         height, width = x.shape[-2:]
-        h = self.norm(x)
-        if not self.use_linear:
-            h = self.proj_in(h)
+        h = self.enter(x)
         h = rearrange(h, "b c h w -> b (h w) c").contiguous()
         if self.use_linear:
             h = self.proj_in(h)
@@ -324,3 +322,8 @@ class SpatialTransformer(nn.Module):
             h = self.proj_out(h)
         out: Tensor = h + repeated(x, h.shape[0])
         return out
+
+    def enter(self, x: Tensor) -> Tensor:
+        """x normed, and projected where a convolution does it; training puts its own here."""
+        h: Tensor = self.norm(x)
+        return h if self.use_linear else self.proj_in(h)

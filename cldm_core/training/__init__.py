@@ -2,3 +2,9 @@
 
 `training_loss` is the loss that every way of training uses; `make_trainable` says what is trained.
 """
+
+from .lean import lean
+from .loss import min_snr, training_loss
+from .trainables import Trainable, lllite_for, make_trainable
+
+__all__ = ["Trainable", "lean", "lllite_for", "make_trainable", "min_snr", "training_loss"]

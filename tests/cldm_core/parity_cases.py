@@ -209,12 +209,17 @@ FULL = (
 
 @dataclass(frozen=True)
 class TrainingCase:
-    """Three optimiser steps on a frozen UNet; the network starts as `Case` gives it."""
+    """Three optimiser steps; the network starts as `Case` gives it.
+
+    With sd_locked the UNet is frozen, else its decoder trains too.
+    """
 
     case: Case
     parameterization: str
     lr: float = 1e-3
     steps: int = 3
+    only_mid_control: bool = False
+    sd_locked: bool = True
 
     def batch(self, step: int) -> tuple[Inputs, Tensor]:
         """The inputs of a step (x is the clean latent) and its noise."""
@@ -239,5 +244,15 @@ TRAINING = (
             timesteps=(740, 3),
         ),
         "v",
+    ),
+    TrainingCase(
+        Case("train_mid", _two_levels(model_channels=64), timesteps=(500, 20)),
+        "eps",
+        only_mid_control=True,
+    ),
+    TrainingCase(
+        Case("train_unlocked", _two_levels(model_channels=64), timesteps=(500, 20)),
+        "v",
+        sd_locked=False,
     ),
 )

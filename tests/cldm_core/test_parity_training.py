@@ -7,10 +7,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from controlnet_pack.cldm_core import ControlledUNet, ControlNet, ControlNetConfig, UNetConfig
 from controlnet_pack.cldm_core.diffusion import NoiseSchedule
+from controlnet_pack.cldm_core.training import Trainable, make_trainable, training_loss
 
 from .parity_cases import CONTROL_SEED, TRAINING, UNET_SEED, TrainingCase
 from .seeded import sample, seeded_module
@@ -21,47 +21,76 @@ from .test_parity import GOLDENS, relative
 TOLERANCES = (1e-4, 1e-3, 1e-3)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("training", TRAINING, ids=lambda training: training.case.name)
-def test_three_steps(training: TrainingCase) -> None:
+def test_three_steps(training: TrainingCase, checkpointing: bool) -> None:
     path = GOLDENS / f"{training.case.name}.safetensors"
     golden = load_file(path)
     with safe_open(path, "pt") as file:
         names = json.loads(file.metadata()["parameters"])
-    net, unet, optimizer = _start(training)
-    assert names == sorted(name for name, _ in net.named_parameters())
+    trainable = _trainable(training, checkpointing)
+    weights = _weights(trainable)
+    frozen = [
+        (weight, weight.clone())
+        for module in (trainable.net, trainable.unet)
+        for weight in module.parameters()
+        if not weight.requires_grad
+    ]
+    optimizer = torch.optim.AdamW(trainable.parameters(), lr=training.lr)
+    assert names == sorted(weights)
     for step, tolerance in enumerate(TOLERANCES):
         optimizer.zero_grad()
-        loss = _loss(training, step, net, unet)
+        loss = _loss(training, step, trainable)
         loss.backward()
-        gradients = [net.get_parameter(name).grad for name in names]
+        gradients = [weights[name].grad for name in names]
         samples = torch.stack([sample(gradient, 16) for gradient in gradients])
         norms = torch.stack([gradient.norm() for gradient in gradients])
         assert relative(loss.detach(), golden["losses"][step]) < tolerance
         assert (norms / golden["grad_l2"][step] - 1).abs().max() < tolerance  # of each tensor
         assert relative(samples, golden["grad_samples"][step]) < tolerance
         optimizer.step()
-    weights = torch.stack([sample(net.get_parameter(name), 16) for name in names])
-    moved = (weights - golden["weight_samples"]).abs()
+    after = torch.stack([sample(weights[name], 16) for name in names])
+    moved = (after - golden["weight_samples"]).abs()
     assert moved.max() < 2 * training.lr * training.steps
     assert moved.mean() < 1e-3 * training.lr
-    assert all(parameter.grad is None for parameter in unet.parameters())
+    assert frozen
+    assert all(weight.grad is None and torch.equal(weight, start) for weight, start in frozen)
 
 
-def _start(training: TrainingCase) -> tuple[ControlNet, ControlledUNet, torch.optim.Optimizer]:
+def _weights(trainable: Trainable) -> dict[str, Tensor]:
+    """What trains, by the names of the recorded numbers."""
+    unet = {f"unet.{name}": weight for name, weight in trainable.unet.named_parameters()}
+    both = dict(trainable.net.named_parameters()) | unet
+    return {name: weight for name, weight in both.items() if weight.requires_grad}
+
+
+def _trainable(training: TrainingCase, checkpointing: bool) -> Trainable:
     case = training.case
     control_config = ControlNetConfig.from_params(case.control_params)
-    net = seeded_module(ControlNet, control_config, CONTROL_SEED).requires_grad_(True).train()
-    unet = seeded_module(ControlledUNet, UNetConfig.from_params(case.unet_params), UNET_SEED)
-    return net, unet, torch.optim.AdamW(net.parameters(), lr=training.lr)
+    return make_trainable(
+        "controlnet",
+        seeded_module(ControlledUNet, UNetConfig.from_params(case.unet_params), UNET_SEED),
+        init=seeded_module(ControlNet, control_config, CONTROL_SEED),
+        sd_locked=training.sd_locked,
+        only_mid_control=training.only_mid_control,
+        checkpointing=checkpointing,
+    )
 
 
-def _loss(training: TrainingCase, step: int, net: ControlNet, unet: ControlledUNet) -> Tensor:
+def _loss(training: TrainingCase, step: int, trainable: Trainable) -> Tensor:
     (latents, hint, timesteps, context, _), noise = training.batch(step)
-    schedule = NoiseSchedule()
-    x = schedule.add_noise(latents, noise, timesteps)
-    target = schedule.target(latents, noise, timesteps, training.parameterization)
-    residuals = net(x, None, timesteps, context, hint=hint)
-    return mse_loss(unet(x, timesteps, context, control=residuals), target)
+    return training_loss(
+        trainable.unet,
+        trainable.net,
+        latents,
+        noise,
+        timesteps,
+        context,
+        hint,
+        schedule=NoiseSchedule(),
+        prediction=training.parameterization,
+        only_mid_control=trainable.only_mid_control,
+    )
 
 
 def test_noise_schedule() -> None:

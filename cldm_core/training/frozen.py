@@ -1,0 +1,324 @@
+"""Layers that keep for the backward pass only what can't be had again cheaply.
+
+Plain autograd keeps the inputs of each norm, SiLU and convolution. Here such a row keeps the norm's
+input alone and computes the rest anew; a convolution with frozen weights keeps nothing, as the
+gradient of its input needs its weights alone (a frozen linear layer does so by itself). Values are
+those of the plain layers to the bit, gradients to rounding, under autocast too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+aten = torch.ops.aten
+HALF = (torch.float16, torch.bfloat16)
+
+
+def convolve(
+    x: Tensor, conv: nn.Conv2d, norm: nn.GroupNorm | None = None, *, silu: bool = False
+) -> Tensor:
+    """conv(SiLU(norm(x))) for x (B, C, h, w), without the norm or the SiLU where they aren't given.
+
+    Kept for the backward pass: x, or nothing where there is neither norm nor SiLU and the
+    convolution is frozen.
+    """
+    if norm is None and not silu and conv.weight.requires_grad:
+        return F.conv2d(x, conv.weight, conv.bias, *_geometry(conv))
+    plan = _Plan(*_geometry(conv), silu, *((norm.num_groups, norm.eps) if norm else (0, 0.0)))
+    gain, shift = (norm.weight, norm.bias) if norm else (None, None)
+    out: Tensor = _applied(_Convolve, x, gain, shift, conv.weight, conv.bias, plan)
+    return out
+
+
+def project(x: Tensor, norm: nn.LayerNorm, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """Each layer of norm(x), for x (B, N, C). Kept for the backward pass: x."""
+    weights = (layer.weight for layer in layers)
+    biases = (layer.bias for layer in layers)
+    out: tuple[Tensor, ...] = _applied(
+        _Project, x, norm.weight, norm.bias, norm.eps, len(layers), *weights, *biases
+    )
+    return out
+
+
+def gate(x: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(a * GELU(b)) for x = (a, b) side by side, (B, N, 2C). Kept for the backward pass: x."""
+    out: Tensor = _applied(_Gate, x, layer.weight, layer.bias)
+    return out
+
+
+def _applied(function: type[Function], *args: Any) -> Any:
+    return function.apply(*args)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What stands in a row: the convolution's geometry, and what comes before it."""
+
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+    silu: bool
+    norm_groups: int
+    eps: float
+
+
+def _geometry(conv: nn.Conv2d) -> tuple[Any, Any, Any, int]:
+    return conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+class _Convolve(Function):
+    """[group norm,] [SiLU,] convolution."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor | None,
+        shift: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        plan: _Plan,
+    ) -> Tensor:
+        ctx.plan, ctx.dtype, ctx.shape = plan, _norm_type(x), x.shape
+        h, mean, rstd = x, None, None
+        if plan.norm_groups:
+            h, mean, rstd = _group_norm(x, gain, shift, plan, ctx.dtype)
+        if plan.silu:
+            h = F.silu(h, inplace=h is not x)
+        keep = plan.norm_groups or plan.silu or ctx.needs_input_grad[3]
+        ctx.save_for_backward(x if keep else None, gain, shift, weight, mean, rstd)
+        return F.conv2d(h, weight, bias, plan.stride, plan.padding, plan.dilation, plan.groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, shift, weight, mean, rstd = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        before = any(needs[:3])
+        with torch.autocast(grad.device.type, enabled=False):
+            y = x
+            if ctx.plan.norm_groups and (needs[3] or ctx.plan.silu):
+                y, *_ = _group_norm(x, gain, shift, ctx.plan, ctx.dtype)
+            if needs[3]:
+                read = (F.silu(y) if ctx.plan.silu else y).to(grad.dtype)
+            else:
+                read = _blank(ctx.shape, grad)
+            inner, of_weight, of_bias = _convolution_backward(
+                grad, read, weight, ctx.plan, [before, needs[3], needs[4]]
+            )
+            of_gain = of_shift = None
+            if inner is not None and ctx.plan.silu:
+                inner = aten.silu_backward(inner.to(y.dtype), y)
+            if inner is not None and ctx.plan.norm_groups:
+                inner, of_gain, of_shift = _group_norm_backward(
+                    inner.to(ctx.dtype), x.to(ctx.dtype), mean, rstd, gain, ctx.plan, needs[:3]
+                )
+        return _typed(inner, x), of_gain, of_shift, _typed(of_weight, weight), of_bias, None
+
+
+def _convolution_backward(
+    grad: Tensor, read: Tensor, weight: Tensor, plan: _Plan, mask: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward(
+        grad,
+        read,
+        weight.to(grad.dtype),
+        [weight.shape[0]] if mask[2] else None,
+        plan.stride,
+        plan.padding,
+        plan.dilation,
+        False,
+        [0, 0],
+        plan.groups,
+        mask,
+    )
+    return found
+
+
+def _blank(shape: torch.Size, like: Tensor) -> Tensor:
+    """Memory that nobody reads: the operator asks for the input's shape and layout alone."""
+    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+def _group_norm(
+    x: Tensor, gain: Tensor | None, shift: Tensor | None, plan: _Plan, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm of x with means and inverse deviations, by the operator behind F.group_norm."""
+    x = _laid_out(x.to(dtype), x)
+    batch, channels, *sides = x.shape
+    return torch.native_group_norm(
+        x,
+        _norm_weight(gain, x),
+        _norm_weight(shift, x),
+        batch,
+        channels,
+        sides[0] * sides[1],
+        plan.norm_groups,
+        plan.eps,
+    )
+
+
+def _group_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    gain: Tensor | None,
+    plan: _Plan,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    batch, channels, *sides = x.shape
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.native_group_norm_backward(
+        _laid_out(grad, x),
+        _laid_out(x, x),
+        mean,
+        rstd,
+        _norm_weight(gain, x),
+        batch,
+        channels,
+        sides[0] * sides[1],
+        plan.norm_groups,
+        list(needs),
+    )
+    of_x, of_gain, of_shift = found
+    return of_x, _typed(of_gain, gain), _typed(of_shift, gain)
+
+
+def _laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """Contiguous, as F.group_norm makes it: in the layout of `like` on a CPU, else plain."""
+    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    if x.is_cpu and last:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def _norm_type(x: Tensor) -> torch.dtype:
+    """The type that norms compute x in: CUDA's autocast has them in fp32, a CPU's has not."""
+    if x.is_cuda and x.dtype in HALF and torch.is_autocast_enabled("cuda"):
+        return torch.float32
+    return x.dtype
+
+
+def _norm_weight(weight: Tensor | None, x: Tensor) -> Tensor | None:
+    """A norm's weight for x: CPUs take fp32 weights for half-precision inputs, GPUs do not."""
+    return weight if weight is None or x.is_cpu else weight.to(x.dtype)
+
+
+def _typed(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
+    return grad if grad is None or like is None else grad.to(like.dtype)
+
+
+class _Project(Function):
+    """Layer norm, then one or more linear layers of the same input."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gain: Tensor,
+        shift: Tensor,
+        eps: float,
+        count: int,
+        *layers: Any,
+    ) -> tuple[Tensor, ...]:
+        ctx.eps, ctx.dtype = eps, _norm_type(x)
+        weights, biases = layers[:count], layers[count:]
+        h, mean, rstd = _layer_norm(x, gain, shift, eps, ctx.dtype)
+        ctx.save_for_backward(x, gain, shift, mean, rstd, *weights)
+        return tuple(F.linear(h, w, b) for w, b in zip(weights, biases, strict=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, shift, mean, rstd, *weights = ctx.saved_tensors
+        needs, count = ctx.needs_input_grad, len(weights)
+        of_layers, of_biases = needs[5 : 5 + count], needs[5 + count :]
+        of_x = of_gain = of_shift = None
+        found: list[Tensor | None] = [None] * count
+        with torch.autocast(x.device.type, enabled=False):
+            if any(of_layers):
+                h, *_ = _layer_norm(x, gain, shift, ctx.eps, ctx.dtype)
+                found = [
+                    _typed(_weight_gradient(grad, h), weight) if needed else None
+                    for grad, weight, needed in zip(grads, weights, of_layers, strict=True)
+                ]
+            if any(needs[:3]):
+                inner = _input_gradient(grads[0], weights[0])
+                for grad, weight in zip(grads[1:], weights[1:], strict=True):
+                    inner = inner.add_(_input_gradient(grad, weight))
+                of_x, of_gain, of_shift = aten.native_layer_norm_backward(
+                    inner.to(ctx.dtype),
+                    x.to(ctx.dtype),
+                    gain.shape,
+                    mean,
+                    rstd,
+                    _norm_weight(gain, x.to(ctx.dtype)),
+                    _norm_weight(shift, x.to(ctx.dtype)),
+                    list(needs[:3]),
+                )
+        sums = (
+            grad.flatten(0, -2).sum(0) if needed else None
+            for grad, needed in zip(grads, of_biases, strict=True)
+        )
+        of_norm = _typed(of_x, x), _typed(of_gain, gain), _typed(of_shift, shift)
+        return (*of_norm, None, None, *found, *sums)
+
+
+def _layer_norm(
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.to(dtype)
+    return torch.native_layer_norm(
+        x, gain.shape, _norm_weight(gain, x), _norm_weight(shift, x), eps
+    )
+
+
+def _input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Of a linear layer."""
+    return torch.matmul(grad, weight.to(grad.dtype))
+
+
+def _weight_gradient(grad: Tensor, read: Tensor) -> Tensor:
+    """Of a linear layer that read `read`."""
+    return grad.flatten(0, -2).mT @ read.to(grad.dtype).flatten(0, -2)
+
+
+class _Gate(Function):
+    """GEGLU's product (Shazeer 2020), then a linear layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        value, control = x.chunk(2, dim=-1)
+        return F.linear(F.gelu(control).mul_(value), weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = of_bias = None
+        with torch.autocast(x.device.type, enabled=False):
+            value, control = x.chunk(2, dim=-1)
+            opened = F.gelu(control)
+            if ctx.needs_input_grad[1]:
+                of_weight = _typed(_weight_gradient(grad, opened * value), weight)
+            if ctx.needs_input_grad[2]:
+                of_bias = grad.flatten(0, -2).sum(0)
+            if ctx.needs_input_grad[0]:
+                inner = _input_gradient(grad, weight).to(x.dtype)
+                of_x = torch.empty_like(x)
+                of_value, of_control = of_x.chunk(2, dim=-1)
+                torch.mul(inner, opened, out=of_value)
+                of_control.copy_(aten.gelu_backward(inner.mul_(value), control))
+        return of_x, of_weight, of_bias
