@@ -15,7 +15,7 @@ def color_grid(image: RGB8, cell: int) -> RGB8:
     grid = (max(1, width // cell), max(1, height // cell))
     small = cv2.resize(image, grid, interpolation=cv2.INTER_CUBIC)
     squares = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
-    return np.array(squares, np.uint8)
+    return np.asarray(squares, np.uint8)
 
 
 ANNOTATOR = Annotator(

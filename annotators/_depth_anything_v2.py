@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from .base import RGB8, Annotator, Choice, Weights
-from .depth_maps import as_rgb, near_is_white
+from .depth_maps import near_is_white
+from .pictures import as_rgb, each
 
 SIZES = {
     "small": Weights(
@@ -47,7 +48,7 @@ def depth_anything_v2(images: RGB8, model: str, device: Any) -> RGB8:
 
     with network(SIZES[model], build_v2, device) as net:
         found = nearness(net, images)
-    return as_rgb(np.stack([near_is_white(one) for one in found]))
+    return as_rgb(np.stack(each(near_is_white, found)))
 
 
 ANNOTATOR = Annotator(

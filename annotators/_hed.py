@@ -36,12 +36,11 @@ WEIGHTS = Weights(
 
 def hed(images: RGB8, safe: bool, scribble: bool, device: Any = None) -> RGB8:
     """Soft edges of (N, H, W, 3), white on black."""
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor
 
     with network(WEIGHTS, _build, device) as net:
-        logits = as_array(outputs(net, as_tensor(edge_padded(images), net)))[..., 0]
-    steps = SAFE_STEPS if safe else 0
-    return as_hints(soft_edges(sigmoid(logits), steps, scribble=scribble), images)
+        edges = sigmoid(outputs(net, as_tensor(edge_padded(images), net))[:, 0])
+    return as_hints(soft_edges(edges, SAFE_STEPS if safe else 0, scribble=scribble), images)
 
 
 def _build(tensors: Mapping[str, Tensor]) -> nn.Module:

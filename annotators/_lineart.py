@@ -31,12 +31,12 @@ COARSE = replace(
 
 def lineart(images: RGB8, coarse: bool, device: Any = None) -> RGB8:
     """Lines of (N, H, W, 3), white on black."""
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor
 
     with network(COARSE if coarse else FINE, _build, device) as net:
         # Reflected borders are slow where the channels lie last in memory, as in pictures.
         frames = (as_tensor(edge_padded(images), net) / 255).contiguous()
-        paper = as_array(outputs(net, frames))[..., 0]
+        paper = outputs(net, frames)[:, 0].float()
     return as_hints(255 - grey_levels(paper), images)
 
 

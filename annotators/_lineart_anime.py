@@ -30,12 +30,12 @@ def lineart_anime(images: RGB8, device: Any = None) -> RGB8:
     The references stretch a picture to multiples of 256; here it is padded, so lines stay as sharp
     as they are drawn and circles stay round.
     """
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor, whole
 
     with network(WEIGHTS, _build, device) as net:
         frames = as_tensor(edge_padded(images, MULTIPLE), net) / 127.5 - 1
-        paper = as_array(outputs(net, frames) * 127.5 + 127.5)[..., 0]
-    return as_hints(255 - paper.clip(0, 255).astype("uint8"), images)
+        paper = whole(outputs(net, frames)[:, 0].float() * 127.5 + 127.5)
+    return as_hints(255 - paper, images)
 
 
 def _build(tensors: Mapping[str, Tensor]) -> nn.Module:

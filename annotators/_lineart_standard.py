@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import RGB8, Annotator, Param
-from .pictures import as_rgb
+from .pictures import as_rgb, lowest
 
 LEAST = 16.0
 """Below this, a typical line is not made any brighter."""
@@ -22,7 +22,7 @@ def lineart_standard(image: RGB8, gaussian_sigma: float, intensity_threshold: in
 
     values = image.astype(np.float32)
     around = cv2.GaussianBlur(values, (0, 0), gaussian_sigma)
-    depth = (around - values).min(axis=-1).clip(0, 255)
+    depth = lowest(around - values).clip(0, 255)
     lines = depth[depth > intensity_threshold]
     depth /= max(LEAST, np.median(lines)) if lines.size else LEAST
     depth *= TYPICAL

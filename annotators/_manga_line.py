@@ -29,12 +29,12 @@ def manga_line(images: RGB8, device: Any = None) -> RGB8:
     """Lines of (N, H, W, 3), white on black."""
     import cv2
 
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor, whole
 
     grey = np.stack([cv2.cvtColor(one, cv2.COLOR_RGB2GRAY) for one in edge_padded(images)])
     with network(WEIGHTS, _build, device) as net:
-        paper = as_array(outputs(net, as_tensor(grey[..., None], net)))[..., 0]
-    return as_hints(255 - paper.clip(0, 255).astype(np.uint8), images)
+        paper = whole(outputs(net, as_tensor(grey[..., None], net))[:, 0].float())
+    return as_hints(255 - paper, images)
 
 
 def _build(tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Param, Weights
-from .depth_maps import as_rgb, near_is_white, normals
+from .depth_maps import near_is_white, normals
+from .pictures import as_rgb, each
 
 WEIGHTS = Weights(
     repository="lllyasviel/Annotators",
@@ -24,13 +26,13 @@ WEIGHTS = Weights(
 
 def midas(images: RGB8, device: Any) -> RGB8:
     """Depth (N, H, W, 3) of pictures (N, H, W, 3): each one's nearest white, its farthest black."""
-    return as_rgb(np.stack([near_is_white(one) for one in _nearness(images, device)]))
+    return as_rgb(np.stack(each(near_is_white, _nearness(images, device))))
 
 
 def midas_normal(images: RGB8, a: float, bg_threshold: float, device: Any) -> RGB8:
     """Normals (N, H, W, 3) of pictures (N, H, W, 3), by the slope of their depth."""
-    found = _nearness(images, device)
-    return np.stack([normals(one, steepness=a, background=bg_threshold) for one in found])
+    colours = partial(normals, steepness=a, background=bg_threshold)
+    return np.stack(each(colours, _nearness(images, device)))
 
 
 def _nearness(images: RGB8, device: Any) -> NDArray[np.float32]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .base import RGB8, Annotator, Weights
 
 WEIGHTS = Weights(
@@ -25,8 +23,7 @@ def normal_bae(images: RGB8, device: Any) -> RGB8:
     from .nets.normal_bae import build, normals
 
     with network(WEIGHTS, build, device) as net:
-        found = normals(net, images)
-    return (found * 255).clip(0, 255).astype(np.uint8)
+        return normals(net, images)
 
 
 ANNOTATOR = Annotator(

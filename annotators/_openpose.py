@@ -13,6 +13,7 @@ from .keeper import fill, network
 from .keypoints import BODY as BODY_POINTS
 from .keypoints import HAND as HAND_POINTS
 from .keypoints import Frame, Keypoint, Part, Person
+from .pictures import each
 from .pose_boxes import Box, face_box, hand_boxes
 from .pose_groups import people
 from .pose_maps import STRIDE, Points, enlarged, face_points, fitted, hand_point, peaks
@@ -122,7 +123,7 @@ def _bodies(images: RGB8, device: Any) -> list[list[Part]]:
         for start in range(0, len(small), at_once):
             maps = net(_padded(_normal(small[start : start + at_once], net)))
             for of_limbs, of_points in zip(*(one.cpu().numpy() for one in maps), strict=True):
-                at = [peaks(enlarge(heat)) for heat in of_points[:BODY_POINTS]]
+                at = each(lambda heat: peaks(enlarge(heat)), of_points[:BODY_POINTS])
                 rows = people(at, of_limbs, height, enlarge)
                 found.append(_as_parts(np.concatenate(at), rows))
     return found

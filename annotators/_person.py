@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .base import RGB8, Annotator, Weights, needed
-from .depth_maps import as_rgb
+from .pictures import as_rgb
 
 SIDE = 256
 WEIGHTS = Weights(

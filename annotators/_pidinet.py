@@ -35,11 +35,11 @@ WEIGHTS = Weights(
 
 def pidinet(images: RGB8, safe: bool, scribble: bool, device: Any = None) -> RGB8:
     """Soft edges of (N, H, W, 3), white on black."""
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor
 
     blue_first = edge_padded(images)[..., ::-1]
     with network(WEIGHTS, _build, device) as net:
-        edges = as_array(outputs(net, as_tensor(blue_first, net) / 255))[..., 0]
+        edges = outputs(net, as_tensor(blue_first, net) / 255)[:, 0].float()
     return as_hints(soft_edges(edges, SAFE_STEPS if safe else 0, scribble=scribble), images)
 
 

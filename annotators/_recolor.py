@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import RGB8, Annotator, Param, Picture, Setting
-from .pictures import as_rgb
+from .pictures import as_rgb, highest
 
 
 def recolor_luminance(image: RGB8, gamma_correction: float) -> RGB8:
@@ -17,13 +17,15 @@ def recolor_luminance(image: RGB8, gamma_correction: float) -> RGB8:
 
 def recolor_intensity(image: RGB8, gamma_correction: float) -> RGB8:
     """The strongest channel (HSV value) of (H, W, 3)."""
-    return _with_gamma(image.max(axis=-1), gamma_correction)
+    return _with_gamma(highest(image), gamma_correction)
 
 
 def _with_gamma(grey: Picture, gamma: float) -> RGB8:
     """Cut off to whole numbers as Mikubill/sd-webui-controlnet does, which mixes red with blue."""
-    values = (grey.astype(np.float32) / 255.0) ** gamma
-    return as_rgb((values * 255.0).clip(0, 255).astype(np.uint8))
+    import cv2
+
+    values = (np.arange(256, dtype=np.float32) / 255.0) ** gamma
+    return as_rgb(cv2.LUT(grey, (values * 255.0).clip(0, 255).astype(np.uint8)))
 
 
 def _params() -> dict[str, Setting]:

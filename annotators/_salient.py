@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Choice, Weights
-from .depth_maps import as_rgb, near_is_white
+from .depth_maps import near_is_white
+from .pictures import as_rgb
 
 SIDE = 320
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

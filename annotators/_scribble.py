@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from .base import RGB8, Annotator, Param
-from .pictures import as_rgb
+from .pictures import as_rgb, lowest
 
 
 def scribble(image: RGB8, threshold: int) -> RGB8:
     """White where a channel of (H, W, 3) is below the threshold, as in lllyasviel/ControlNet."""
-    strokes = (image.min(axis=-1) < threshold).astype(np.uint8)
+    strokes = (lowest(image) < threshold).astype(np.uint8)
     return as_rgb(strokes * np.uint8(255))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .base import RGB8, Annotator, Param
-from .pictures import as_rgb
+from .pictures import as_rgb, lowest
 
 FINE, COARSE = 0.5, 5.0
 """Standard deviations of the two blurs, in pixels."""
@@ -21,7 +21,7 @@ def scribble_xdog(image: RGB8, threshold: int) -> RGB8:
     values = image.astype(np.float32)
     fine = cv2.GaussianBlur(values, (0, 0), FINE)
     coarse = cv2.GaussianBlur(values, (0, 0), COARSE)
-    paper = (255 - (coarse - fine).min(axis=-1)).clip(0, 255).astype(np.uint8)
+    paper = (255 - lowest(coarse - fine)).clip(0, 255).astype(np.uint8)
     # In whole numbers of 8 bits, as there: a doubled difference above 255 begins anew at 0.
     strokes = 2 * (255 - paper) > threshold
     return as_rgb(strokes.astype(np.uint8) * np.uint8(255))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import RGB8, Annotator, Weights
-from .palettes import ade20k
+from .palettes import ade20k, coloured
 
 WEIGHTS = Weights(
     repository="openmmlab/upernet-convnext-small",
@@ -24,7 +24,7 @@ def segments(images: RGB8, device: Any) -> RGB8:
     from .nets.upernet import build, classes
 
     with network(WEIGHTS, build, device) as net:
-        return ade20k()[classes(net, images)]
+        return coloured(classes(net, images), ade20k())
 
 
 ANNOTATOR = Annotator(

@@ -25,11 +25,11 @@ WEIGHTS = Weights(
 
 def teed(images: RGB8, safe_steps: int, device: Any = None) -> RGB8:
     """Soft edges of (N, H, W, 3), white on black."""
-    from .nets.frames import as_array, as_tensor
+    from .nets.frames import as_tensor
 
     with network(WEIGHTS, _build, device) as net:
-        logits = as_array(outputs(net, as_tensor(edge_padded(images), net)))[..., 0]
-    return as_hints(soft_edges(sigmoid(logits), safe_steps), images)
+        edges = sigmoid(outputs(net, as_tensor(edge_padded(images), net))[:, 0])
+    return as_hints(soft_edges(edges, safe_steps), images)
 
 
 def _build(tensors: Mapping[str, Tensor]) -> nn.Module:

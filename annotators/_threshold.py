@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .base import RGB8, Annotator, Param, Picture, Setting
-from .pictures import as_rgb
+from .pictures import as_rgb, lowest
 
 OTSU = (0, 255)
 """Thresholds that leave the choice to Otsu's method."""
@@ -14,7 +14,7 @@ def threshold(image: RGB8, threshold: int) -> RGB8:
 
     As in Mikubill/sd-webui-controlnet, which has no Otsu.
     """
-    return _split(image.min(axis=-1), threshold)
+    return _split(lowest(image), threshold)
 
 
 def binary(image: RGB8, threshold: int) -> RGB8:

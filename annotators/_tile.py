@@ -29,7 +29,7 @@ def tile(image: RGB8, pyrup_iters: int, down_sampling_rate: float) -> RGB8:
     small = cv2.resize(small, sizes.pop(), interpolation=cv2.INTER_AREA)
     for size in reversed(sizes):
         small = cv2.pyrUp(small, dstsize=size)
-    return np.array(small, np.uint8)
+    return np.asarray(small, np.uint8)
 
 
 ANNOTATOR = Annotator(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .base import RGB8, Annotator, Choice, Flag, Weights
-from .depth_maps import as_rgb, far_is_black
+from .depth_maps import far_is_black
+from .pictures import as_rgb
 
 MODELS = {
     "nyu-kitti": Weights(

@@ -14,11 +14,6 @@ Depth = NDArray[np.float32]
 """(H, W); what larger numbers mean is up to the network."""
 
 
-def as_rgb(grey: NDArray[np.uint8]) -> RGB8:
-    """(..., H, W) as three equal channels (..., H, W, 3)."""
-    return np.repeat(grey[..., None], 3, axis=-1)
-
-
 def in_unit(depth: Depth) -> Depth:
     """From 0 to 1 in the picture; 0 everywhere where all depths are equal."""
     low = depth.min()

@@ -6,18 +6,19 @@ Fannovel16/comfyui_controlnet_aux, where the names nms, safe_step and scribble c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8
+from .pictures import as_rgb, each
 from .settings import Flag
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Maps = NDArray[Any]
+Maps = NDArray[np.uint8]
 """(N, H, W), one map for each picture."""
 
 REPOSITORY, REVISION = "lllyasviel/Annotators", "982e7edaec38759d914a963c48c4726685de7d96"
@@ -56,25 +57,27 @@ def outputs(net: nn.Module, frames: Tensor) -> Tensor:
     return torch.cat([net(part) for part in parts])
 
 
-def sigmoid(logits: Maps) -> Maps:
+def sigmoid(logits: Tensor) -> Tensor:
     """In double precision, as the references do."""
-    with np.errstate(over="ignore"):  # far below 0 it is 0, as it should be
-        found: Maps = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return found
+    # Apple's GPUs have none.
+    able = logits.cpu() if logits.device.type == "mps" else logits
+    return 1 / (1 + (-able.double()).exp())
 
 
-def safe_step(edges: Maps, steps: int = SAFE_STEPS) -> Maps:
+def safe_step(edges: Tensor, steps: int = SAFE_STEPS) -> Tensor:
     """Values in [0, 1] on `steps` + 1 levels; a 1 becomes more than 1, which white limits."""
-    levels = (edges.astype(np.float32) * float(steps + 1)).astype(np.int32)
-    return levels.astype(np.float32) / float(steps)
+    levels = (edges.float() * float(steps + 1)).int()
+    return levels.float() / float(steps)
 
 
-def grey_levels(edges: Maps) -> NDArray[np.uint8]:
-    """Values in [0, 1] as 0 to 255, cut off and not rounded."""
-    return (edges * 255.0).clip(0, 255).astype(np.uint8)
+def grey_levels(edges: Tensor) -> Maps:
+    """Values in [0, 1] as 0 to 255, cut off and not rounded; computed where the network is."""
+    from .nets.frames import whole
+
+    return whole(edges * 255.0)
 
 
-def thinned(edges: NDArray[np.uint8], threshold: float, sigma: float) -> NDArray[np.uint8]:
+def thinned(edges: Maps, threshold: float, sigma: float) -> Maps:
     """(H, W): 255 along the ridges of the blurred map that are higher than the threshold (nms)."""
     import cv2
 
@@ -87,7 +90,7 @@ def thinned(edges: NDArray[np.uint8], threshold: float, sigma: float) -> NDArray
     return np.where(ridge & (blurred > threshold), 255, 0).astype(np.uint8)
 
 
-def scribbled(edges: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def scribbled(edges: Maps) -> Maps:
     """(H, W) soft edges as strokes of one width, 0 or 255."""
     import cv2
 
@@ -96,13 +99,13 @@ def scribbled(edges: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(blurred > SCRIBBLE_LEAST, 255, 0).astype(np.uint8)
 
 
-def soft_edges(edges: Maps, steps: int, *, scribble: bool = False) -> NDArray[np.uint8]:
+def soft_edges(edges: Tensor, steps: int, *, scribble: bool = False) -> Maps:
     """Maps in [0, 1] as grey levels: on safe steps if there are any, then as strokes if wanted."""
     maps = grey_levels(safe_step(edges, steps) if steps else edges)
-    return np.stack([scribbled(one) for one in maps]) if scribble else maps
+    return np.stack([*each(scribbled, maps)]) if scribble else maps
 
 
-def as_hints(maps: NDArray[np.uint8], like: RGB8) -> RGB8:
+def as_hints(maps: Maps, like: RGB8) -> RGB8:
     """Maps of padded pictures, cut to the size of the pictures, as (N, H, W, 3)."""
     height, width = like.shape[1:3]
-    return np.repeat(maps[:, :height, :width, None], 3, axis=-1)
+    return as_rgb(maps[:, :height, :width])

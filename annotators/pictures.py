@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AnnotatorError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Picture = NDArray[Any]
 """(H, W, C) or (N, H, W, C), C 1 grey, 3 RGB or 4 RGBA, or (H, W); uint8, or float in [0, 1]."""
@@ -94,10 +100,40 @@ def on_white(pixels: RGB8) -> RGB8:
 
 
 def as_rgb(grey: Picture) -> RGB8:
-    """(H, W) uint8 as (H, W, 3) with equal channels, in memory of its own."""
+    """(H, W) or (N, H, W) uint8 with equal channels, (..., 3), in memory of its own."""
     import cv2
 
-    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    rgb = np.empty((*grey.shape, 3), np.uint8)
+    many = grey.ndim == 3
+    for one, target in zip(grey if many else [grey], rgb if many else [rgb], strict=True):
+        cv2.cvtColor(one, cv2.COLOR_GRAY2RGB, dst=target)
+    return rgb
+
+
+def lowest(pixels: Picture) -> Picture:
+    """(H, W): the least of the three channels of (H, W, 3)."""
+    import cv2
+
+    red, green, blue = cv2.split(pixels)
+    return np.asarray(cv2.min(cv2.min(red, green), blue))
+
+
+def highest(pixels: Picture) -> Picture:
+    """(H, W): the most of the three channels of (H, W, 3)."""
+    import cv2
+
+    red, green, blue = cv2.split(pixels)
+    return np.asarray(cv2.max(cv2.max(red, green), blue))
+
+
+def each(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """`work` of every item, several at a time: NumPy and OpenCV let other threads run."""
+    todo = list(items)
+    workers = min(len(todo), os.cpu_count() or 1)
+    if workers < 2:
+        return [work(item) for item in todo]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, todo))
 
 
 def working_size(height: int, width: int, resolution: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import AnnotatorError, needed
+from ..pictures import each
 from .pretrained import filled
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -156,7 +157,8 @@ def nearness(net: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     backbone = net.config.backbone_config
     _, height, width, _ = images.shape
     height, width = input_size(height, width, backbone.image_size, backbone.patch_size)
-    pixels = torch.from_numpy(np.stack([prepared(image, height, width) for image in images]))
+    ready = each(partial(prepared, height=height, width=width), images)
+    pixels = torch.from_numpy(np.stack(ready))
     found = net(pixel_values=pixels.to(like)).predicted_depth[:, None].float()
     found = F.interpolate(found, images.shape[1:3], mode="bilinear", align_corners=True)
     values: NDArray[np.float32] = found[:, 0].cpu().numpy()
@@ -185,5 +187,8 @@ def prepared(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.fl
     import cv2
 
     pixels = cv2.resize(image / 255.0, (width, height), interpolation=cv2.INTER_CUBIC)
-    pixels = (pixels - MEAN) / DEVIATION
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
+    planes = np.empty((3, height, width), np.float32)
+    for channel, plane in enumerate(planes):
+        centred = pixels[..., channel] - MEAN[channel]
+        np.divide(centred, DEVIATION[channel], out=plane, casting="same_kind")
+    return planes

@@ -25,6 +25,12 @@ def as_array(values: Tensor) -> NDArray[Any]:
     return found
 
 
+def whole(values: Tensor) -> NDArray[np.uint8]:
+    """Numbers from 0 to 255 cut off to whole ones where they are, and then as an array."""
+    found: NDArray[np.uint8] = values.clamp(0, 255).byte().contiguous().cpu().numpy()
+    return found
+
+
 def padded(
     call: Callable[[Tensor], Tensor], images: Tensor, multiple: int, mode: str = "replicate"
 ) -> Tensor:

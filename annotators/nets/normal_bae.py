@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ..base import AnnotatorError
 from ..keeper import fill
 from .efficientnet import B5, STEM, EfficientNet, Stage
-from .frames import as_array, as_tensor, padded
+from .frames import as_tensor, padded, whole
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEAST_KAPPA = 0.01
@@ -168,9 +169,9 @@ def _sizes(
     return tuple(stages), stem, features, (first, second, third, fourth)
 
 
-def normals(net: Any, images: NDArray[Any]) -> NDArray[Any]:
-    """(N, H, W, 3) from 0 to 1 of pictures (N, H, W, 3) uint8: x, y and z, each + 1 and halved."""
+def normals(net: Any, images: NDArray[Any]) -> NDArray[np.uint8]:
+    """(N, H, W, 3) uint8 of pictures (N, H, W, 3) uint8: x, y and z from -1 to 1 as 0 to 255."""
     pixels = as_tensor(images, net) / 255
     mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
     found = padded(net, (pixels - mean) / deviation, MULTIPLE)[:, :3]
-    return as_array(((found + 1) * 0.5).clip(0, 1))
+    return whole(((found + 1) * 0.5).clip(0, 1).movedim(1, -1).float() * 255)

@@ -48,7 +48,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
     return filled(transformers.UperNetForSemanticSegmentation, config, tensors, unused=UNUSED)
 
 
-def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.int64]:
+def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W): the likeliest class of each pixel of pictures (N, H, W, 3)."""
     pixels = as_tensor(images, net) / 255
     mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
@@ -56,5 +56,5 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.int64]:
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
     pixels = F.pad((pixels - mean) / deviation, padding, mode="replicate")
     found = net(pixel_values=pixels).logits.argmax(1)[:, :height, :width]
-    numbers: NDArray[np.int64] = found.cpu().numpy()
+    numbers: NDArray[np.uint8] = found.byte().cpu().numpy()
     return numbers

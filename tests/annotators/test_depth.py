@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps
+from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps, pictures
 from controlnet_pack.annotators._depth_anything import SIZES as V1
 from controlnet_pack.annotators._depth_anything_v2 import SIZES as V2
 from controlnet_pack.annotators.nets import depth_anything as nets
@@ -37,7 +37,7 @@ def assert_near(found: torch.Tensor, golden: dict) -> None:
 
 
 def test_near_is_white_has_the_references_bits():
-    hint = depth_maps.as_rgb(depth_maps.near_is_white(DEPTH))
+    hint = pictures.as_rgb(depth_maps.near_is_white(DEPTH))
     assert digest(hint) == GOLDEN["hints"]["near_is_white"]
 
 
@@ -53,7 +53,7 @@ def test_normals_have_the_references_bits(name, steepness, background):
     ("name", "gamma"), [("far_is_black", False), ("far_is_black, gamma", True)]
 )
 def test_far_is_black_has_the_references_bits(name, gamma):
-    hint = depth_maps.as_rgb(depth_maps.far_is_black(DEPTH, gamma=gamma))
+    hint = pictures.as_rgb(depth_maps.far_is_black(DEPTH, gamma=gamma))
     assert digest(hint) == GOLDEN["hints"][name]
 
 

@@ -19,7 +19,7 @@ def golden():
 
 
 def ridges() -> np.ndarray:
-    return edges.grey_levels(line_nets.soft_map(96, 96))
+    return edges.grey_levels(torch.from_numpy(line_nets.soft_map(96, 96)))
 
 
 def unpacked(bits: np.ndarray) -> np.ndarray:
@@ -41,14 +41,14 @@ def test_scribbled_is_the_reference_s_scribble(golden):
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_safe_step_is_the_reference_s(steps, golden):
-    levels = edges.grey_levels(edges.safe_step(line_nets.soft_map(96, 96), steps))
+    levels = edges.grey_levels(edges.safe_step(torch.from_numpy(line_nets.soft_map(96, 96)), steps))
     assert np.array_equal(levels, golden[f"safe.{steps}"])
     assert len(np.unique(levels)) == steps + 1
 
 
 def test_sigmoid_of_far_values():
-    found = edges.sigmoid(np.array([-1e5, 0, 1e5], np.float32))
-    assert found.dtype == np.float64
+    found = edges.sigmoid(torch.tensor([-1e5, 0, 1e5]))
+    assert found.dtype == torch.float64
     assert found.tolist() == [0, 0.5, 1]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps
+from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps, pictures
 from controlnet_pack.annotators._midas import WEIGHTS
 from controlnet_pack.annotators.nets import midas as nets
 from controlnet_pack.annotators.nets.dpt_hybrid import DptHybrid
@@ -71,7 +71,7 @@ def nearness(give) -> np.ndarray:
 def test_depth_is_each_pictures_own(nearness):
     hint = annotate("midas", picture(2, 37, 70, 3), resolution=0)
     expected = np.stack([depth_maps.near_is_white(one) for one in nearness])
-    assert np.array_equal(hint, depth_maps.as_rgb(expected))
+    assert np.array_equal(hint, pictures.as_rgb(expected))
 
 
 def test_normals_are_of_that_depth(nearness):

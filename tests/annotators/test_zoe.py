@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps
+from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps, pictures
 from controlnet_pack.annotators._zoe import MODELS
 from controlnet_pack.annotators.nets import zoe as nets
 
@@ -84,7 +84,7 @@ def test_hint_is_the_distance_stretched(give, gamma):
     with torch.no_grad():
         metres = nets.distance(nets.build(tiny_nets.zoe(1)).eval(), image)
     hint = annotate("zoe", image, resolution=0, model="nyu", gamma=gamma)
-    assert np.array_equal(hint, depth_maps.as_rgb(depth_maps.far_is_black(metres, gamma=gamma)))
+    assert np.array_equal(hint, pictures.as_rgb(depth_maps.far_is_black(metres, gamma=gamma)))
 
 
 def test_pictures_of_a_batch_do_not_vote_together(give):
