@@ -5,30 +5,45 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from .base import AnnotatorError, Picture
 
+PICTURES = {
+    *(".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".ras", ".tif", ".tiff", ".webp"),
+}
 VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 CODECS = {".avi": "MJPG", ".webm": "VP80"}
 """The codec for each ending of a video; mp4v for the others."""
 RAW = ".npy"
+PART = ".part"
+"""What the names of unfinished files have before their ending."""
 
 
 def read_picture(path: Path) -> Picture:
-    """The picture as uint8: (H, W, 4) RGBA if it has an alpha channel, else (H, W, 3) RGB."""
+    """See decoded."""
+    return decoded(path.read_bytes(), path)
+
+
+def decoded(data: bytes, name: object) -> Picture:
+    """The picture as uint8: (H, W, 4) RGBA if it has an alpha channel, else (H, W, 3) RGB.
+
+    Raises AnnotatorError, with the `name`, where there is none in `data`.
+    """
     import cv2
 
-    file = np.frombuffer(path.read_bytes(), np.uint8)
+    file = np.frombuffer(data, np.uint8)
     pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size else None
     if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
         return cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGRA2RGBA)
     # Decoded again, since only so OpenCV turns a photograph upright and brings 16 bits down to 8.
     pixels = cv2.imdecode(file, cv2.IMREAD_COLOR) if pixels is not None else None
     if pixels is None:
-        raise AnnotatorError(f"{path} is no picture that OpenCV can read, or it is damaged.")
+        raise AnnotatorError(f"{name} is no picture that OpenCV can read, or it is damaged.")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
@@ -49,38 +64,37 @@ def check_target(path: Path) -> None:
 def write_hint(path: Path, hint: Picture) -> None:
     """The hint (H, W, 3) in the format of the file's ending; .npy keeps floats as they are."""
     check_target(path)
-    with _renamed_when_done(path) as part:
-        if path.suffix == RAW:
-            with part.open("wb") as file:
-                np.save(file, hint)
-        else:
-            part.write_bytes(_encoded(path, hint))
+    with whole(path) as part:
+        part.write_bytes(encoded(path.suffix, hint))
 
 
-def _encoded(path: Path, hint: Picture) -> bytes:
+def encoded(ending: str, hint: Picture) -> bytes:
+    """The hint (H, W, 3) as a file of that ending (".png") holds it."""
     import cv2
 
+    if ending == RAW:
+        with BytesIO() as file:
+            np.save(file, hint)
+            return file.getvalue()
     if hint.dtype != np.uint8:
         if hint.min() < 0:
             raise AnnotatorError(
-                f"This hint has values down to {hint.min():g}, which a {path.suffix} can't hold; "
+                f"This hint has values down to {hint.min():g}, which a {ending} can't hold; "
                 f"use {RAW}."
             )
         hint = np.rint(hint * 255).astype(np.uint8)
-    fits, encoded = cv2.imencode(path.suffix, cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
+    fits, data = cv2.imencode(ending, cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
     if not fits:
         raise AnnotatorError(
-            f"A {path.suffix} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
+            f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
         )
-    return encoded.tobytes()
+    return data.tobytes()
 
 
 def pictures_in(folder: Path) -> list[Path]:
     """The files in a folder and its subfolders that have the ending of a picture, sorted."""
-    import cv2
-
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in files if cv2.haveImageReader(str(path)))
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    return sorted(path for path in files if path.is_file())
 
 
 def convert_video(
@@ -93,6 +107,8 @@ def convert_video(
     """
     import cv2
 
+    if target.suffix.lower() not in VIDEOS:
+        raise AnnotatorError(f"{target} has no ending of a video; use .mp4, for example.")
     if not target.parent.is_dir():
         raise AnnotatorError(f"{target.parent} is not a folder; create it first.")
     reader = cv2.VideoCapture(str(source))
@@ -101,7 +117,7 @@ def convert_video(
     writer = None
     done = 0
     try:
-        with _renamed_when_done(target) as part:
+        with whole(target) as part:
             for frame in _frames(reader):
                 hint = convert(frame[None])[0]
                 if writer is None:
@@ -146,11 +162,26 @@ def _frames(reader: object) -> Iterator[Picture]:
 
 
 @contextmanager
-def _renamed_when_done(path: Path) -> Iterator[Path]:
-    """A temporary name beside the file, with its ending; the file appears when all went well."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.part{path.suffix}")
+def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
+    """A temporary name beside the file, with its ending; the file appears when all went well.
+
+    lasting: it is on the disk before it appears, and stays if the machine fails.
+    """
+    part = path.with_name(f"{path.stem}.{os.getpid()}{PART}{path.suffix}")
     try:
         yield part
+        if lasting:
+            _on_disk(part)
         part.replace(path)
+        if lasting and os.name != "nt":  # Windows opens no folders
+            _on_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _on_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

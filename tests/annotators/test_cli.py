@@ -3,13 +3,14 @@
 import re
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import ANNOTATORS, canny, mask
+from controlnet_pack.annotators import ANNOTATORS, annotate, canny, inpaint, mask
 from controlnet_pack.annotators.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,6 +148,194 @@ def test_folder(capfd, png, tmp_path, rgba):
     assert main(["canny", str(tmp_path / "a"), str(tmp_path / "jpg"), "--format", "jpg"]) == 0
     names = sorted(path.name for path in (tmp_path / "jpg").rglob("*.*"))
     assert names == ["1.jpg", "2.jpg"]
+
+
+def test_list_as_an_option(capfd):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--list"])
+    asked = capfd.readouterr().out
+    assert main(["list"]) == 0
+    assert asked == capfd.readouterr().out
+
+
+def test_mask(png, rgba, tmp_path):
+    mask_of = np.tri(24, 31, dtype=np.uint8) * 255
+    cv2.imwrite(str(tmp_path / "mask.png"), mask_of)
+    out = tmp_path / "out.npy"
+    assert main(["inpaint", str(png), str(out), "--mask", str(tmp_path / "mask.png")]) == 0
+    hint = np.load(out)
+    assert hint.dtype == np.float32
+    assert hint.min() == -1
+    assert np.array_equal(hint, inpaint(rgba, mask=mask_of))
+
+
+def test_mask_that_is_missing_or_not_taken(capfd, png, tmp_path):
+    out = tmp_path / "out.npy"
+    assert refused(capfd, "inpaint", png, out) == (
+        "inpaint: inpaint needs a mask: white where it has to act.\n"
+    )
+    assert refused(capfd, "canny", png, out, "--mask", png) == (
+        "canny: canny takes no mask: leave it out.\n"
+    )
+
+
+def test_hint_of_floats_does_not_become_a_png(capfd, png, tmp_path):
+    out = tmp_path / "out.png"
+    said = refused(capfd, "inpaint", png, out, "--mask", png)
+    assert said == "inpaint: This hint has values down to -1, which a .png can't hold; use .npy.\n"
+    assert not out.exists()
+
+
+def test_a_hint_that_is_there_is_replaced(png, rgba, tmp_path):
+    out = tmp_path / "out.png"
+    for threshold in ("50", "90"):
+        assert main(["canny", str(png), str(out), "--low_threshold", threshold]) == 0
+        assert np.array_equal(read(out), canny(rgba, low_threshold=int(threshold)))
+
+
+def test_a_picture_is_not_replaced_by_its_hint(capfd, png, tmp_path):
+    before = png.read_bytes()
+    said = refused(capfd, "canny", png, tmp_path / "." / "in.png")
+    assert said == f"canny: {png} is the picture itself: name another place for the hint.\n"
+    said = refused(capfd, "canny", tmp_path, tmp_path)
+    assert said == f"canny: {tmp_path} has the pictures themselves: name another folder.\n"
+    assert png.read_bytes() == before
+
+
+def test_hints_among_the_pictures_get_no_hints(png, tmp_path):
+    command = ["canny", str(tmp_path), str(tmp_path / "hints")]
+    assert main(command) == main(command) == 0
+    assert [path.name for path in (tmp_path / "hints").rglob("*")] == ["in.png"]
+
+
+def test_two_pictures_of_one_hint(capfd, png, tmp_path):
+    (tmp_path / "in.webp").write_bytes(png.read_bytes())
+    out = tmp_path / "out"
+    assert main(["canny", str(tmp_path), str(out), "--format", "png"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[1:] == [f"{tmp_path / 'in.webp'}: {out / 'in.png'} is the hint of {png} already."]
+
+
+def test_folder_with_what_is_no_picture_but_called_so(capfd, png, tmp_path, rgba):
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.png").write_text("text")
+    write_strip(tmp_path / "strip.png")
+    (tmp_path / "folder.png").mkdir()
+    out = tmp_path / "out"
+    assert main(["canny", str(tmp_path), str(out), "--resolution", "300"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "canny: 3 of 4 pictures failed:"
+    assert [line.partition(" ")[0].rpartition("/")[2] for line in said[1:]] == [
+        *("empty.jpg", "strip.png:", "text.png")
+    ]
+    assert [path.name for path in out.iterdir()] == ["in.png"]
+
+
+def write_strip(path: Path) -> None:
+    cv2.imwrite(str(path), np.zeros((1, 4096, 3), np.uint8))
+
+
+def test_folder_without_pictures(capfd, tmp_path):
+    (tmp_path / "in.txt").touch()
+    said = refused(capfd, "canny", tmp_path, tmp_path / "out")
+    assert said == f"canny: There is no picture in {tmp_path}.\n"
+
+
+def video(path: Path, frames: int = 5) -> list[np.ndarray]:
+    """A square that goes to the right, 10 frames a second; gives the frames as they are read."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(frames):
+        frame = np.full((48, 64, 3), (200, 120, 40), np.uint8)
+        frame[16:32, 8 * number : 8 * number + 16] = (20, 60, 220)
+        writer.write(frame)
+    writer.release()
+    return frames_of(path)
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    reader = cv2.VideoCapture(str(path))
+    frames = []
+    while (found := reader.read())[0]:
+        frames.append(cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB))
+    reader.release()
+    return frames
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "webm"])
+def test_video(tmp_path, ending):
+    frames = video(tmp_path / "in.avi")
+    out = tmp_path / f"out.{ending}"
+    assert main(["invert", str(tmp_path / "in.avi"), str(out)]) == 0
+    found = frames_of(out)
+    assert len(found) == len(frames) == 5
+    assert cv2.VideoCapture(str(out)).get(cv2.CAP_PROP_FPS) == 10
+    for frame, hint in zip(frames, found, strict=True):
+        # Codecs lose some.
+        assert np.abs(hint.astype(int) - annotate("invert", frame)).mean() < 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["in.avi", out.name])
+
+
+def test_video_at_a_resolution(tmp_path):
+    video(tmp_path / "in.avi")
+    out = tmp_path / "out.avi"
+    assert main(["invert", str(tmp_path / "in.avi"), str(out), "--resolution", "24"]) == 0
+    assert {frame.shape for frame in frames_of(out)} == {(24, 32, 3)}
+
+
+def test_what_is_no_video(tmp_path):
+    (tmp_path / "in.mp4").write_text("text")
+    # A new process, since FFmpeg asks once how much it may say.
+    command = [sys.executable, "-m", "annotators", "canny", tmp_path / "in.mp4"]
+    run = subprocess.run([*command, tmp_path / "out.mp4"], cwd=ROOT, capture_output=True, text=True)
+    said = f"canny: {tmp_path / 'in.mp4'} is no video that OpenCV can read.\n"
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", said)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_video_into_what_is_none(capfd, tmp_path):
+    video(tmp_path / "in.avi")
+    said = refused(capfd, "canny", tmp_path / "in.avi", tmp_path / "out.png")
+    assert said == (
+        f"canny: {tmp_path / 'out.png'} has no ending of a video; use .mp4, for example.\n"
+    )
+    said = refused(capfd, "canny", tmp_path / "in.avi", tmp_path / "none" / "out.avi")
+    assert said == f"canny: {tmp_path / 'none'} is not a folder; create it first.\n"
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch) -> Terminal:
+    """What a user sees on stderr from now on."""
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    return screen
+
+
+def test_bar_of_a_folder(monkeypatch, png, tmp_path):
+    screen = terminal(monkeypatch)
+    assert main(["canny", str(tmp_path), str(tmp_path / "out")]) == 0
+    last = screen.getvalue().strip().rpartition("\r")[2]
+    assert re.match(r"canny: 100%\|.*\| 1/1 \[", last)
+
+
+def test_bar_without_tqdm(monkeypatch, tmp_path):
+    screen = terminal(monkeypatch)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    video(tmp_path / "in.avi", frames=2)
+    assert main(["canny", str(tmp_path / "in.avi"), str(tmp_path / "out.avi")]) == 0
+    assert screen.getvalue() == "\rcanny: 1 of 2\rcanny: 2 of 2\n"
+
+
+def test_interrupt_leaves_no_part(monkeypatch, png, tmp_path):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    assert main(["canny", str(png), str(tmp_path / "out.png")]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
 
 
 def test_folder_with_a_damaged_picture(capfd, png, tmp_path):

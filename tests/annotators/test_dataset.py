@@ -1,0 +1,418 @@
+"""Data sets to shards: what goes in, what comes out, and what a second call does."""
+
+import json
+import re
+import sys
+import tarfile
+from io import BytesIO
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from controlnet_pack.annotators import ANNOTATORS, Annotator, AnnotatorError, annotate, canny
+from controlnet_pack.annotators.datasets import annotate_dataset, shards, sources
+
+wds = pytest.importorskip("webdataset", reason="needs webdataset")
+
+
+def write(path: Path, seed: int, height: int = 24, width: int = 31, channels: int = 3) -> Path:
+    """A picture of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    cv2.imwrite(str(path), pixels)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def members(shard: Path) -> dict[str, bytes]:
+    """The files of an archive, in their order."""
+    with tarfile.open(shard) as tar:
+        return {one.name: tar.extractfile(one).read() for one in tar}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(png, np.uint8), 1), cv2.COLOR_BGR2RGB)
+
+
+def archive(path: Path, **files: bytes) -> Path:
+    """A shard of files "KEY/ENDING"; in their order."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            one = tarfile.TarInfo(name)
+            one.size = len(data)
+            tar.addfile(one, BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Five pictures in three formats, with captions of two kinds and facts."""
+    folder = tmp_path / "pictures"
+    for seed, name in enumerate(["a/1.png", "a/2.jpg", "a/b/3.webp", "4.JPEG", "5.png"]):
+        write(folder / name, seed)
+    (folder / "a" / "1.txt").write_text("eins", encoding="utf-8")
+    (folder / "a" / "2.caption").write_text("zwei", encoding="utf-8")
+    (folder / "a" / "2.json").write_text('{"score": 5}', encoding="utf-8")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    return tmp_path / "shards"
+
+
+def test_folder(folder, out):
+    result = annotate_dataset("canny", folder, out, shard_size=3)
+    assert (result.made, result.shards, result.failed) == (2, 2, ())
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("000000.tar", "000001.tar", "annotated.json")
+    ]
+    first, second = members(out / "000000.tar"), members(out / "000001.tar")
+    assert [*first] == [
+        *("4.hint.png", "4.jpg", "5.hint.png", "5.png"),
+        *("a/1.hint.png", "a/1.png", "a/1.txt"),
+    ]
+    assert [*second] == [
+        *("a/2.hint.png", "a/2.jpg", "a/2.json", "a/2.txt", "a/b/3.hint.png", "a/b/3.webp")
+    ]
+    assert first["4.jpg"] == (folder / "4.JPEG").read_bytes()
+    assert second["a/b/3.webp"] == (folder / "a" / "b" / "3.webp").read_bytes()
+    assert (first["a/1.txt"], second["a/2.txt"]) == (b"eins", b"zwei")
+    assert second["a/2.json"] == b'{"score": 5}'
+
+
+def test_hints_are_those_of_each_picture(tmp_path, out):
+    folder = tmp_path / "pictures"
+    write(folder / "1.png", 1, 40, 50)
+    write(folder / "2.png", 2, 80, 100)  # the same size at the resolution
+    write(folder / "3.png", 3, 30, 70)
+    write(folder / "4.png", 4, 40, 50, channels=4)
+    annotate_dataset("canny", folder, out, resolution=20, low_threshold=40)
+    found = members(out / "000000.tar")
+    for number in (1, 2, 3):
+        picture = read(folder / f"{number}.png")
+        hint = annotate("canny", picture, resolution=20, low_threshold=40)
+        assert np.array_equal(pixels(found[f"{number}.hint.png"]), hint)
+    rgba = cv2.cvtColor(cv2.imread(str(folder / "4.png"), -1), cv2.COLOR_BGRA2RGBA)
+    hint = annotate("canny", rgba, resolution=20, low_threshold=40)
+    assert np.array_equal(pixels(found["4.hint.png"]), hint)
+
+
+def test_alpha_reaches_an_annotator_that_reads_it(tmp_path, out):
+    path = write(tmp_path / "pictures" / "1.png", 1, channels=4)
+    annotate_dataset("mask", path.parent, out)
+    rgba = cv2.cvtColor(cv2.imread(str(path), -1), cv2.COLOR_BGRA2RGBA)
+    hint = annotate("mask", rgba)
+    assert np.array_equal(pixels(members(out / "000000.tar")["1.hint.png"]), hint)
+
+
+# webdataset leaves the file open.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_what_was_written(folder, out):
+    annotate_dataset("canny", folder, out)
+    found = wds.WebDataset(str(out / "000000.tar"), shardshuffle=False).decode("rgb8")
+    samples = {sample["__key__"]: sample for sample in found}
+    assert [*samples] == ["4", "5", "a/1", "a/2", "a/b/3"]
+    sample = samples["a/1"]
+    assert sample["txt"] == "eins"
+    assert np.array_equal(sample["hint.png"], canny(sample["png"]))
+    assert samples["a/2"]["json"] == {"score": 5}
+
+
+def test_hints_of_floats_are_npy(folder, out):
+    mask = np.tri(24, 31, dtype=np.uint8) * 255
+    annotate_dataset("inpaint", folder, out, mask=mask)
+    data = members(out / "000000.tar")["a/1.hint.npy"]
+    hint = np.load(BytesIO(data))
+    assert hint.dtype == np.float32
+    assert np.array_equal(hint, annotate("inpaint", read(folder / "a" / "1.png"), mask=mask))
+
+
+def test_prompt_json(folder, out):
+    rows = [
+        {"source": "h/1.png", "target": "a/2.jpg", "prompt": "zwei & drei"},
+        {"source": "h/2.png", "target": "5.png", "prompt": "fünf"},
+    ]
+    text = "\n".join(map(json.dumps, rows)) + "\n\n"
+    (folder / "prompt.json").write_text(text, encoding="utf-8")
+    annotate_dataset("canny", folder, out)
+    found = members(out / "000000.tar")
+    assert [*found] == [
+        *("a/2.hint.png", "a/2.jpg", "a/2.txt", "5.hint.png", "5.png", "5.txt"),
+    ]
+    assert found["5.txt"].decode() == "fünf"
+    assert found["a/2.jpg"] == (folder / "a" / "2.jpg").read_bytes()
+
+
+def test_metadata_jsonl(folder, out):
+    rows = [
+        {"file_name": "a/1.png", "text": "one", "conditioning_image": "h.png", "score": 0.5},
+        {"file_name": "5.png"},
+    ]
+    path = folder / "metadata.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    annotate_dataset("canny", path, out)
+    found = members(out / "000000.tar")
+    assert [*found] == ["a/1.hint.png", "a/1.json", "a/1.png", "a/1.txt", "5.hint.png", "5.png"]
+    assert json.loads(found["a/1.json"]) == {"score": 0.5}
+
+
+def test_shards_become_shards_of_the_same_names(folder, tmp_path, out):
+    annotate_dataset("invert", folder, tmp_path / "before", shard_size=3)
+    result = annotate_dataset("canny", tmp_path / "before", out)
+    assert (result.made, result.failed) == (2, ())
+    direct = tmp_path / "direct"
+    annotate_dataset("canny", folder, direct, shard_size=3)
+    for name in ("000000.tar", "000001.tar"):
+        assert (out / name).read_bytes() == (direct / name).read_bytes()
+
+
+@pytest.mark.parametrize("pattern", ["before/00000{0..1}.tar", "before/*.tar"])
+def test_shards_by_a_pattern(folder, tmp_path, out, pattern):
+    annotate_dataset("invert", folder, tmp_path / "before", shard_size=3)
+    annotate_dataset("canny", tmp_path / pattern, out)
+    assert sorted(path.name for path in out.glob("*.tar")) == ["000000.tar", "000001.tar"]
+
+
+def test_what_else_a_sample_holds_is_kept(folder, tmp_path, out):
+    picture = (folder / "a" / "1.png").read_bytes()
+    files = {"x.cls": b"7", "x.mask.png": b"m", "x.PNG": picture, "x.hint.jpg": b"old"}
+    annotate_dataset("canny", archive(tmp_path / "one.tar", **files), out)
+    found = members(out / "one.tar")
+    assert [*found] == ["x.cls", "x.hint.png", "x.mask.png", "x.png"]
+    assert found["x.png"] == picture
+    assert np.array_equal(pixels(found["x.hint.png"]), canny(pixels(picture)))
+
+
+def test_broken_pictures_are_told_and_left_out(folder, out):
+    (folder / "a" / "1.png").write_bytes((folder / "a" / "1.png").read_bytes()[:60])
+    (folder / "5.png").write_bytes(b"")
+    result = annotate_dataset("canny", folder, out, shard_size=4)
+    assert result.failed == (
+        "5.png is no picture that OpenCV can read, or it is damaged.",
+        "a/1.png is no picture that OpenCV can read, or it is damaged.",
+    )
+    keys = {name.partition(".")[0] for path in out.glob("*.tar") for name in members(path)}
+    assert keys == {"4", "a/2", "a/b/3"}
+    assert (out / "000000.failed.txt").read_text().splitlines() == [*result.failed]
+    assert not (out / "000001.failed.txt").exists()
+
+
+def test_picture_that_is_gone_is_told(folder, out):
+    (folder / "prompt.json").write_text('{"target": "none.png"}\n{"target": "5.png"}\n')
+    result = annotate_dataset("canny", folder, out)
+    assert len(result.failed) == 1
+    assert result.failed[0].startswith(str(folder / "none.png"))
+    assert result.failed[0].endswith(": No such file or directory")
+    assert [*members(out / "000000.tar")] == ["5.hint.png", "5.png"]
+
+
+def test_strip_that_would_be_too_large_is_told_by_its_name(folder, out):
+    write(folder / "5.png", 0, 1, 4096)
+    result = annotate_dataset("canny", folder, out, resolution=300)
+    assert len(result.failed) == 1
+    assert result.failed[0].startswith("5.png: A picture of 4096 x 1 would have ")
+
+
+def test_data_set_of_broken_pictures_alone(folder, out):
+    (folder / "prompt.json").write_text('{"target": "notes.txt"}')
+    assert len(annotate_dataset("canny", folder, out).failed) == 1
+    assert members(out / "000000.tar") == {}
+
+
+def test_damaged_shard_gives_what_can_be_read(folder, tmp_path, out):
+    annotate_dataset("invert", folder, tmp_path / "before")
+    shard = tmp_path / "before" / "000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-13_000])
+    (failed,) = annotate_dataset("canny", shard, out).failed
+    assert failed.startswith("000000.tar: it is damaged, and no more could be read (")
+    keys = {name.partition(".")[0] for name in members(out / "000000.tar")}
+    assert {"4", "5"} <= keys < {"4", "5", "a/1", "a/2", "a/b/3"}
+
+
+def test_samples_without_a_picture_and_files_that_are_there_twice(folder, tmp_path, out):
+    picture = (folder / "a" / "1.png").read_bytes()
+    files = {"x.txt": b"alone", "y.png": picture, "y.txt": b"first", "y.TXT": b"second"}
+    failed = annotate_dataset("canny", archive(tmp_path / "one.tar", **files), out).failed
+    assert failed[0] == "one.tar: x: there is no picture, only txt."
+    assert failed[1].startswith("one.tar: y.TXT: duplicate file name")
+    assert members(out / "one.tar")["y.txt"] == b"first"
+
+
+class Counted:
+    """An annotator that notes the sizes of its batches, and refuses black pictures."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(len(images))
+        if (images.reshape(len(images), -1).max(axis=1) == 0).any():
+            raise AnnotatorError("It is black.")
+        return 255 - images
+
+
+@pytest.fixture
+def counted(monkeypatch) -> Counted:
+    run = Counted()
+    record = Annotator("counted", "Counted", "Counts.", run, batched=True)
+    monkeypatch.setitem(ANNOTATORS, "counted", record)
+    return run
+
+
+def test_pictures_of_one_working_size_are_one_batch(tmp_path, out, counted):
+    for number in range(6):
+        height = 32 if number % 2 else 64
+        write(tmp_path / "pictures" / f"{number}.png", number, height, 32 * (1 + number % 2))
+    annotate_dataset("counted", tmp_path / "pictures", out, resolution=16)
+    assert counted.seen == [1, 3, 3]  # the first one is the check
+
+
+def test_few_pictures_are_held_at_once(tmp_path, out, counted, monkeypatch):
+    monkeypatch.setattr(shards, "WINDOW_PIXELS", 24 * 31 * 2)
+    for number in range(5):
+        write(tmp_path / "pictures" / f"{number}.png", number)
+    annotate_dataset("counted", tmp_path / "pictures", out)
+    assert counted.seen == [1, 2, 2, 1]
+    assert [*members(out / "000000.tar")][::2] == [f"{number}.hint.png" for number in range(5)]
+
+
+def test_one_that_is_refused_takes_no_others_with_it(folder, out, counted):
+    cv2.imwrite(str(folder / "5.png"), np.zeros((24, 31, 3), np.uint8))
+    result = annotate_dataset("counted", folder, out)
+    assert result.failed == ("5.png: It is black.",)
+    assert len(members(out / "000000.tar")) == 2 * 4 + 3
+
+
+def test_second_call_makes_nothing(folder, out):
+    (folder / "5.png").write_bytes(b"")
+    first = annotate_dataset("canny", folder, out, shard_size=2)
+    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    second = annotate_dataset("canny", folder, out, shard_size=2)
+    assert (first.made, second.made, second.shards) == (3, 0, 3)
+    assert second.failed == first.failed
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
+
+
+def test_what_is_missing_is_made_and_equal(folder, out):
+    annotate_dataset("canny", folder, out, shard_size=2)
+    gone = out / "000001.tar"
+    before = gone.read_bytes()
+    gone.unlink()
+    (out / "000001.7.part.tar").write_bytes(b"of a process that was killed")
+    assert annotate_dataset("canny", folder, out, shard_size=2).made == 1
+    assert gone.read_bytes() == before
+    assert not [path for path in out.iterdir() if "part" in path.name]
+
+
+def test_progress(folder, out):
+    told = []
+    (folder / "5.png").write_bytes(b"")
+    annotate_dataset("canny", folder, out, shard_size=2, show=lambda *counts: told.append(counts))
+    assert told[0] == (0, 5)
+    assert told[-1] == (5, 5)
+    assert told == sorted(told)
+
+
+def refused(sentence: str, *arguments, **options) -> None:
+    with pytest.raises(AnnotatorError, match=re.escape(sentence)):
+        annotate_dataset(*arguments, **options)
+
+
+def test_other_shards_are_not_mixed_in(folder, out):
+    annotate_dataset("canny", folder, out, shard_size=2)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    has = f"{out} has shards made"
+    refused(f"{has} with annotator canny: name", "invert", folder, out, shard_size=2)
+    refused(f"{has} with low_threshold 100:", "canny", folder, out, shard_size=2, low_threshold=9)
+    other = f"{has} of other pictures, or with another number of them in each:"
+    refused(other, "canny", folder, out, shard_size=3)
+    write(folder / "6.png", 6)
+    refused(other, "canny", folder, out, shard_size=2)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_another_mask_is_another_data_set(folder, out):
+    annotate_dataset("inpaint", folder, out, mask=np.zeros((4, 4), np.uint8))
+    refused(
+        f"{out} has shards made with another mask:",
+        *("inpaint", folder, out),
+        mask=np.ones((4, 4), np.uint8),
+    )
+
+
+def test_shards_of_others_are_left_alone(folder, tmp_path):
+    shard = archive(tmp_path / "one.tar", **{"x.png": (folder / "5.png").read_bytes()})
+    before = shard.read_bytes()
+    refused(f"{tmp_path} has shards that were not made here", "canny", shard, tmp_path)
+    assert shard.read_bytes() == before
+
+
+def test_where_nothing_can_be_made_nothing_is_there(folder, out, no_network):
+    refused("ControlNetHED.pth (29 MB) isn't here", "hed", folder, out, device="cpu")
+    refused("inpaint needs a mask", "inpaint", folder, out)
+    refused("low_threshold is 300", "canny", folder, out, low_threshold=300)
+    refused("There is no annotator 'cany'; did you mean 'canny'?", "cany", folder, out)
+    assert not out.exists()
+
+
+def test_full_disk_leaves_whole_shards(folder, out, monkeypatch):
+    written = []
+
+    class FullDisk(wds.TarWriter):
+        def write(self, sample):
+            written.append(sample)
+            if len(written) == 4:
+                raise OSError(28, "No space left on device")
+            return super().write(sample)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wds, "TarWriter", FullDisk)
+        with pytest.raises(OSError, match="No space left"):
+            annotate_dataset("canny", folder, out, shard_size=2)
+    assert sorted(path.name for path in out.iterdir()) == ["000000.tar", "annotated.json"]
+    assert annotate_dataset("canny", folder, out, shard_size=2).made == 2
+
+
+def test_sources_that_are_none(folder, tmp_path, out):
+    refused(f"There is no picture in {tmp_path / 'none'}.", "canny", empty(tmp_path / "none"), out)
+    refused(f"{tmp_path / 'x'} is no data set: expected a folder", "canny", tmp_path / "x", out)
+    refused("There is no shard ", "canny", tmp_path / "{0..3}.tar", out)
+    for name in ("a", "b"):
+        archive(empty(tmp_path / name) / "1.tar")
+    refused("have the same name: put them", "canny", tmp_path / "{a,b}" / "1.tar", out)
+    one = tmp_path / "a" / "1.tar"
+    refused("is in shards already, and each becomes one", "canny", one, out, shard_size=9)
+
+
+def empty(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '{"text": "no picture"}', '{"target": 3}'])
+def test_line_of_a_list_that_names_no_picture(folder, out, line):
+    (folder / "prompt.json").write_text('{"target": "5.png"}\n\n' + line + "\n")
+    with pytest.raises(AnnotatorError, match=r"prompt\.json, line 3: expected a JSON object that"):
+        annotate_dataset("canny", folder, out)
+
+
+def test_keys_are_parted_alike_by_every_reader(tmp_path):
+    names = ["a.b/c.d.png", "../up.png", "1.jpg", "1.png", "1.jpeg", "__x__/1.png"]
+    lines = [json.dumps({"target": name}) for name in names]
+    path = tmp_path / "prompt.json"
+    path.write_text("\n".join(lines))
+    (job,) = sources.jobs_of(path)
+    keys = [entry.key for entry in job.entries()]
+    assert keys == ["a_b/c_d", "up", "1", "1_2", "1_3", "x__/1"]
+
+
+def test_without_webdataset_it_says_how_to_install_it(folder, out, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    refused("Install it with: pip install webdataset", "canny", folder, out)
