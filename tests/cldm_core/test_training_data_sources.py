@@ -1,0 +1,356 @@
+"""Every format of pairs, and the sentences where one is wrong."""
+
+import io
+import json
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from controlnet_pack.cldm_core.errors import CldmError
+from controlnet_pack.cldm_core.pictures import write_picture
+from controlnet_pack.cldm_core.training.pairs import FilePicture, Pair, held_picture
+from controlnet_pack.cldm_core.training.records import Records
+from controlnet_pack.cldm_core.training.shards import ShardPairs
+from controlnet_pack.cldm_core.training.sources import ListedPairs, hold_out, open_source
+
+from .training_pairs import line_hint, picture, write_prompt_json
+
+COUNT = 5
+
+
+def jsonl(*records: object) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def assert_numbered(source, prompt: str = "picture {}") -> None:
+    """The source holds COUNT pairs, each with its own target, hint and prompt."""
+    assert len(source) == COUNT
+    for number in range(COUNT):
+        pair = source[number]
+        assert np.array_equal(pair.read_target(), picture(number))
+        assert np.array_equal(pair.read_hint(), line_hint(number))
+        assert pair.prompt == prompt.format(number)
+        assert pair.target.size() == (64, 64)
+
+
+def test_the_originals_prompt_json(tmp_path):
+    write_prompt_json(tmp_path, COUNT)
+    assert_numbered(open_source(tmp_path))
+    assert_numbered(open_source(tmp_path / "prompt.json"))
+
+
+def test_empty_lines_and_a_byte_order_mark_are_passed_over(tmp_path):
+    write_prompt_json(tmp_path, COUNT)
+    lines = (tmp_path / "prompt.json").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "prompt.json").write_text("\n\n".join(lines), encoding="utf-8-sig")
+    source = open_source(tmp_path)
+    assert_numbered(source)
+    assert source[1].where.endswith("prompt.json, line 3")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{broken", "line 2 is no JSON"),
+        ('["a"]', "line 2 is no JSON object"),
+        ('{"source": "a.png", "target": "b.png"}', "line 2 has no 'prompt'"),
+        ('{"source": "a.png", "target": 3, "prompt": ""}', "line 2: 'target' is 3"),
+        (b'{"prompt": "\xff"}', "line 2 is not in UTF-8"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, line, told):
+    write_prompt_json(tmp_path, 1)
+    raw = line if isinstance(line, bytes) else line.encode()
+    with open(tmp_path / "prompt.json", "ab") as file:
+        file.write(raw + b"\n")
+    source = open_source(tmp_path)
+    assert source[0].prompt == "picture 0"
+    with pytest.raises(CldmError, match=rf"prompt\.json, {told}"):
+        source[1]
+
+
+def test_one_json_list_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "prompt.json").write_text("[\n{}\n]", encoding="utf-8")
+    with pytest.raises(CldmError, match="one on each line"):
+        open_source(tmp_path)
+
+
+def write_folder(folder: Path, conditioning: Path) -> None:
+    for number in range(COUNT):
+        write_picture(picture(number), folder / f"{number}.png")
+        write_picture(line_hint(number), conditioning / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f" picture\n{number} ", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("targets", "hints", "opened"),
+    [
+        (".", "conditioning", "."),
+        (".", "hints", "."),
+        ("target", "source", "target"),
+        ("images", "conditioning_images", "."),
+    ],
+)
+def test_a_folder_with_captions_and_a_folder_of_hints(tmp_path, targets, hints, opened):
+    write_folder(tmp_path / targets, tmp_path / hints)
+    assert_numbered(open_source(tmp_path / opened))
+
+
+def test_a_folder_of_hints_anywhere(tmp_path):
+    write_folder(tmp_path / "mine", tmp_path / "lines")
+    assert_numbered(open_source(tmp_path / "mine", conditioning=tmp_path / "lines"))
+    with pytest.raises(CldmError, match="no folder of hints"):
+        open_source(tmp_path / "mine", conditioning=tmp_path / "none")
+
+
+def test_folders_inside_a_folder(tmp_path):
+    write_folder(tmp_path / "a" / "b", tmp_path / "hints" / "a" / "b")
+    source = open_source(tmp_path)
+    assert_numbered(source)
+    assert source[0].name == "a/b/0.png"
+
+
+def test_a_folder_may_lack_captions_and_hints(tmp_path):
+    write_picture(picture(0), tmp_path / "one.png")
+    pair = open_source(tmp_path)[0]
+    assert pair.prompt == ""
+    assert pair.hint is None
+    with pytest.raises(CldmError, match=r"one\.png has no hint: give the hints, or a function"):
+        pair.read_hint()
+
+
+def test_a_hint_may_end_otherwise(tmp_path):
+    write_picture(picture(0), tmp_path / "one.png")
+    write_picture(line_hint(0), tmp_path / "hints" / "one.webp")
+    assert open_source(tmp_path)[0].read_hint().shape == (64, 64, 3)
+
+
+def test_strays_are_named(tmp_path):
+    write_folder(tmp_path, tmp_path / "hints")
+    (tmp_path / "3.png").unlink()
+    told = [*open_source(tmp_path).strays()]
+    assert len(told) == 2
+    assert "3.png has no target" in told[0]
+    assert "3.txt has no target" in told[1]
+
+
+def write_pictures(folder: Path) -> None:
+    for number in range(COUNT):
+        write_picture(picture(number), folder / f"{number}.png")
+        write_picture(line_hint(number), folder / "lines" / f"{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("hint", "caption"),
+    [("conditioning_image_file_name", "text"), ("conditioning_image", "caption")],
+)
+def test_hugging_face_metadata_as_json_lines(tmp_path, hint, caption):
+    write_pictures(tmp_path)
+    records = [
+        {"file_name": f"{n}.png", hint: f"lines/{n}.png", caption: f"picture {n}"}
+        for n in range(COUNT)
+    ]
+    (tmp_path / "metadata.jsonl").write_text(jsonl(*records), encoding="utf-8")
+    assert_numbered(open_source(tmp_path))
+
+
+def test_hugging_face_metadata_as_csv_with_lines_in_cells(tmp_path):
+    write_pictures(tmp_path)
+    rows = [f'{n}.png,lines/{n}.png,"picture, ""\nno"" {n}"\n' for n in range(COUNT)]
+    header = "file_name,conditioning_image_file_name,text\n"
+    (tmp_path / "metadata.csv").write_text(header + "".join(rows), encoding="utf-8")
+    source = open_source(tmp_path)
+    assert_numbered(source, 'picture, "\nno" {}')
+    assert source[2].where.endswith("line 6")
+
+
+def test_a_row_of_csv_with_too_few_cells_is_named(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png\n", encoding="utf-8")
+    with pytest.raises(CldmError, match=r"metadata\.csv, line 3: 1 cells, the header has 2"):
+        open_source(tmp_path)[1]
+
+
+def test_columns_may_be_named(tmp_path):
+    write_pictures(tmp_path)
+    records = [{"p": f"{n}.png", "h": f"lines/{n}.png", "c": f"picture {n}"} for n in range(COUNT)]
+    (tmp_path / "metadata.jsonl").write_text(jsonl(*records), encoding="utf-8")
+    columns = {"target": "p", "hint": "h", "prompt": "c"}
+    assert_numbered(open_source(tmp_path, columns=columns))
+    with pytest.raises(CldmError, match="no column for the target"):
+        open_source(tmp_path)
+    with pytest.raises(CldmError, match=r"no column for the hint \(x\)"):
+        open_source(tmp_path, columns={**columns, "hint": "x"})
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def png(data: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(data).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, numbers: range, hint: str = "hint", *, record: bool = False) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number in numbers:
+            key = f"set/{number:03d}"
+            add(tar, f"{key}.png", png(picture(number)))
+            add(tar, f"{key}.{hint}.png", png(line_hint(number)))
+            if record:
+                add(tar, f"{key}.json", json.dumps({"text": f"picture {number}"}).encode())
+            else:
+                add(tar, f"{key}.txt", f"picture {number}\n".encode())
+            add(tar, f"{key}.cls", b"7")
+    return path
+
+
+@pytest.mark.parametrize("hint", ["hint", "conditioning", "source"])
+@pytest.mark.parametrize("record", [False, True])
+def test_shards(tmp_path, hint, record):
+    write_shard(tmp_path / "0.tar", range(2), hint, record=record)
+    write_shard(tmp_path / "1.tar", range(2, COUNT), hint, record=record)
+    source = open_source(tmp_path)
+    assert_numbered(source)
+    assert source.shards.tolist() == [0, 0, 1, 1, 1]
+    assert source[3].name == "set/003"
+
+
+def test_the_index_of_a_shard_is_kept_and_renewed(tmp_path):
+    path = write_shard(tmp_path / "0.tar", range(COUNT))
+    assert_numbered(ShardPairs([path], tmp_path / "cache"))
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    assert_numbered(ShardPairs([path], tmp_path / "cache"))
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert_numbered(ShardPairs([path], tmp_path / "cache"))
+    write_shard(path, range(2))
+    assert len(ShardPairs([path], tmp_path / "cache")) == 2
+
+
+def test_what_is_no_shard_is_refused(tmp_path):
+    path = write_shard(tmp_path / "0.tar", range(COUNT))
+    whole = path.read_bytes()
+    for wrong in (b"no tar at all", whole[: len(whole) // 2 + 100]):
+        path.write_bytes(wrong)
+        with pytest.raises(CldmError, match=r"0\.tar can't be read as a shard"):
+            open_source(path)
+    with tarfile.open(path, "w:gz") as tar:
+        add(tar, "0.png", png(picture(0)))
+    with pytest.raises(CldmError, match="uncompressed"):
+        open_source(path)
+
+
+def test_a_shard_names_hints_without_a_target(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.png", png(picture(0)))
+        add(tar, "b.hint.png", png(line_hint(0)))
+    source = open_source(tmp_path / "0.tar")
+    assert len(source) == 1
+    assert [*source.strays()] == [
+        f"b in {tmp_path / '0.tar'} has a hint or a caption, but no target."
+    ]
+
+
+def test_a_record_in_a_shard_without_a_caption_is_named(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        add(tar, "a.png", png(picture(0)))
+        add(tar, "a.json", b'{"width": 3}')
+    with pytest.raises(CldmError, match=r"a\.json in .* has no caption"):
+        open_source(tmp_path / "0.tar")[0]
+
+
+def test_a_shard_that_became_shorter_is_a_sentence(tmp_path):
+    path = write_shard(tmp_path / "0.tar", range(COUNT))
+    pair = open_source(path)[COUNT - 1]
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(CldmError, match="become shorter"):
+        pair.read_target()
+
+
+@pytest.mark.parametrize("name", ["none", "empty", "text.md"])
+def test_what_is_no_data_set_is_a_sentence(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.md").touch()
+    with pytest.raises(CldmError, match=r"is no data set|holds no pair"):
+        open_source(tmp_path / name)
+
+
+def test_a_missing_picture_is_named_with_its_line(tmp_path):
+    source = open_source(write_prompt_json(tmp_path, 2))
+    (tmp_path / "source" / "1.png").unlink()
+    with pytest.raises(CldmError, match=r"prompt\.json, line 2\) can't be read\. There is no file"):
+        source[1].read_hint()
+
+
+def test_photos_are_turned_as_their_camera_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(0, 40, 60)).save(tmp_path / "photo.jpg", exif=exif)
+    photo = FilePicture(tmp_path / "photo.jpg")
+    assert photo.size() == photo.read().shape[:2] == (60, 40)
+
+
+def test_pictures_in_memory_are_pairs_too():
+    pairs = [
+        Pair(str(n), "", held_picture(picture(n), "t"), held_picture(line_hint(n), "h"))
+        for n in range(2)
+    ]
+    source = ListedPairs(pairs)
+    assert np.array_equal(source[1].read_target(), picture(1))
+    assert source[0].target.stamp() != source[1].target.stamp()
+    assert source[0].target.stamp() == held_picture(picture(0), "other").stamp()
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path):
+    source = open_source(write_prompt_json(tmp_path, 10))
+    train, held = hold_out(source, 3)
+    names = [[part[n].name for n in range(len(part))] for part in (train, held)]
+    assert [len(part) for part in names] == [7, 3]
+    assert len({*names[0], *names[1]}) == 10
+    assert hold_out(source, 3)[1].stamp() == held.stamp() != hold_out(source, 3, 1)[1].stamp()
+    with pytest.raises(CldmError, match="leave at least one"):
+        hold_out(source, 10)
+
+
+def test_the_index_of_a_hundred_thousand_lines_is_small(tmp_path):
+    line = {"source": "source/{}.png", "target": "target/{}.png", "prompt": "a long one " * 10}
+    text = json.dumps(line)
+    with open(tmp_path / "prompt.json", "w", encoding="utf-8") as file:
+        file.writelines(text.replace("{}", str(number)) + "\n" for number in range(100_000))
+    tracemalloc.start()
+    source = open_source(tmp_path)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 100_000
+    assert source[99_999].name == "target/99999.png"
+    assert kept < 2e6  # the file has 17 MB
+    assert peak < 6e6
+
+
+def test_the_index_of_a_hundred_thousand_files_is_small(tmp_path, monkeypatch):
+    from controlnet_pack.cldm_core.training import sources
+
+    names = [f"{number:06d}.png" for number in range(100_000)]
+    walked = [(str(tmp_path), [], names)]
+    monkeypatch.setattr(sources.os, "walk", lambda *_, **__: iter(walked))
+    tracemalloc.start()
+    source = open_source(tmp_path)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert source[99_999].name == "099999.png"
+    assert kept < 3e6
+
+
+def test_records_are_read_late(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n', encoding="utf-8")
+    records = Records(path)
+    path.write_text('{"a": 3}\n{"a": 4}\n', encoding="utf-8")
+    assert records[1] == {"a": 4}
