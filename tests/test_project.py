@@ -54,7 +54,7 @@ def test_requirements_are_the_dependencies(pyproject):
     assert "torch" not in dependencies
 
 
-@pytest.mark.parametrize("name", ["demo.txt", "test.txt"])
+@pytest.mark.parametrize("name", ["demo.txt", "test.txt", "weights.txt"])
 def test_locks_pin_everything(name):
     assert all(re.fullmatch(r"==[\w.]+", version) for version in lock(name).values())
 

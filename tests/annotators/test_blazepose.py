@@ -8,6 +8,7 @@ import pytest
 
 from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose, weights
 from controlnet_pack.annotators import _blazepose as blazepose
+from controlnet_pack.annotators.files import read_picture
 from controlnet_pack.annotators.keypoints import Keypoint, Person
 from controlnet_pack.annotators.pose_blaze import (
     Area,
@@ -196,6 +197,40 @@ def test_small_and_turned_pictures_still_have_their_face(real, astronaut):
     pupil = next(one.face[68] for one in found if one.face)
     expected = upright.people[0].face[68]
     assert (pupil.x, pupil.y) == pytest.approx((expected.y, 511 - expected.x), abs=15)
+
+
+@pytest.mark.weights
+def test_two_hands(real):
+    """Where the wrists and the tips of the fingers are was read off the picture."""
+    (frame,) = detect_pose(read_picture(real_weights.file("two_hands.webp")), kind="blazepose")
+    (one,) = frame.people
+    for part, index, x, y in (
+        (one.right_hand, 0, 115, 335),  # wrist
+        (one.right_hand, 8, 133, 203),  # tip of the forefinger, on the bottle
+        (one.left_hand, 0, 225, 372),  # wrist
+        (one.left_hand, 8, 141, 282),  # tip of the forefinger
+        (one.body, 0, 195, 155),  # nose
+    ):
+        assert (part[index].x, part[index].y) == pytest.approx((x, y), abs=18)
+
+
+@pytest.mark.weights
+def test_whole_body(real):
+    """Where the joints are was read off the picture."""
+    (frame,) = detect_pose(read_picture(real_weights.file("whole_body.webp")), kind="blazepose")
+    (one,) = frame.people
+    assert None not in one.body
+    for index, x, y in (
+        (0, 208, 57),  # nose
+        (2, 203, 98),  # right shoulder
+        (5, 277, 92),  # left shoulder
+        (3, 188, 155),  # right elbow
+        (6, 288, 148),  # left elbow
+        (9, 195, 285),  # right knee
+        (10, 196, 355),  # right ankle
+        (13, 279, 365),  # left ankle
+    ):
+        assert (one.body[index].x, one.body[index].y) == pytest.approx((x, y), abs=18)
 
 
 @pytest.mark.weights
