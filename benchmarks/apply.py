@@ -199,6 +199,10 @@ def measure(install: HostInstall, args: argparse.Namespace) -> None:
     result |= {"small": args.small, "machine": {}, "missing": {}}
     suffix = "" if args.act == "speed" else f"_{args.act}"
     out = args.out / f"apply{suffix}-{install.version}.json"
+    first = 0
+    if args.append:
+        result[kind] = json.loads(out.read_text(encoding="utf-8"))[kind]
+        first = 1 + max(one["round"] for one in result[kind])
     for record in records(install, args):
         match record.pop("kind"):
             case "machine":
@@ -211,6 +215,7 @@ def measure(install: HostInstall, args: argparse.Namespace) -> None:
             case found if found == kind:
                 result[kind].append(record)
                 if kind == "timing":
+                    record["round"] += first
                     print(
                         f"{record['round']} {record['variant']:32}{record['step']:9.3f} s",
                         flush=True,
@@ -239,6 +244,9 @@ def main() -> None:
         type=int,
         default=0,
         help="samplings so many times as long; default 1, on a GPU 20 steps",
+    )
+    parser.add_argument(
+        "--append", action="store_true", help="rounds beside those that were measured before"
     )
     parser.add_argument("--only", action="append", choices=[v.name for v in VARIANTS])
     parser.add_argument("--small", action="store_true", help="the embedded model instead")

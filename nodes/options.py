@@ -135,14 +135,25 @@ class ControlSpeed(io.ComfyNode):
                     tooltip="For how many steps a computed control is used: 1 computes it at each, "
                     "2 at every second.",
                 ),
+                io.Boolean.Input(
+                    "cuda_graphs",
+                    default=True,
+                    optional=True,
+                    tooltip="On an NVIDIA GPU: record the net's work at the second step and play "
+                    "it from then on. The picture stays the same; the net's work needs memory of "
+                    "its own until the sampling ends. Used only where there is plenty of it.",
+                ),
                 options_input(),
             ],
             outputs=[options_output()],
         )
 
     @classmethod
-    def execute(cls, reuse: int, options: Settings | None = None) -> io.NodeOutput:
-        return io.NodeOutput(replace(options or Settings(), reuse=reuse))
+    def execute(
+        cls, reuse: int, cuda_graphs: bool = True, options: Settings | None = None
+    ) -> io.NodeOutput:
+        speed = {"reuse": reuse, "record_calls": cuda_graphs}
+        return io.NodeOutput(replace(options or Settings(), **speed))
 
 
 OPTION_NODES = [ControlWeights, ControlTiming, ControlSpeed]

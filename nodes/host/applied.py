@@ -31,6 +31,7 @@ class Counts:
     last: int = 0
     computed: int = 0
     reused: int = 0
+    played: int = 0
     rows: Counter[str] = field(default_factory=Counter)
     spared: bool = True
     drift: list[float] = field(default_factory=list)
@@ -109,7 +110,8 @@ class Applied:
                 f"{_drifted(counts.drift)}"
             )
         if counts.clocks:  # a ControlNet-LLLite works inside of the UNet
-            lines.append(f"time in the net: {counts.seconds:.2f} s")
+            played = f", {counts.played} calls by CUDA graph" if counts.played else ""
+            lines.append(f"time in the net: {counts.seconds:.2f} s{played}")
         return "\n".join(lines)
 
     def send(self) -> None:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.model_patcher
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from ...cldm_core import ControlNet, Residuals
 from ...cldm_core.checkpoint.describe import base_name
+from ...cldm_core.graphs import RecordedNet, side_stream
 from ...cldm_core.hints import HINT_SCALE
 from ...cldm_core.masks import residual_sizes
 from .checks import check_model, unet_config_of
 from .clock import Moment
 from .hints import Encoded, Hints, cycled, distinct_areas, fitted
+from .lazy import StreamedResiduals
 from .residuals import HostResiduals, spread
 from .rows import Area
 from .sizes import follow_blocks
-from .steered import Call, Place, Steered
+from .steered import Call, Controls, Place, Steered
 
 
 def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
@@ -57,6 +60,7 @@ class HostControl(Steered):
         self.model_sampling: Any = None
         self.model_config: Any = None
         self.encoded = Encoded()
+        self.recorded: RecordedNet | None = None
 
     @property
     def net(self) -> Any:
@@ -105,17 +109,41 @@ class HostControl(Steered):
         self.model_sampling = model.model_sampling
         self.model_config = unet_config_of(model)
         self.weights = self.settings.weights(self.net)
+        if self.settings.record_calls and _can_be_recorded(self.net):
+            self.recorded = RecordedNet(self.net)
         if self.applied is not None:
             self.applied.weights = self.weights
 
     def _drop(self) -> None:
+        if self.recorded is not None:
+            self.recorded.drop()
+            if self.applied is not None:
+                self.applied.counts.played += self.recorded.played
         super()._drop()
-        self.model_sampling = self.model_config = None
+        self.model_sampling = self.model_config = self.recorded = None
         self.encoded.clear()
 
     def _prepare(self, call: Call) -> None:
         if self.model_config is not None:
             follow_blocks(call.options, call.cond, residual_sizes(self.model_config, *call.size))
+
+    def _begun(self, call: Call) -> Controls | None:
+        """The control; on a GPU, once the net is played from a recording, beside the encoder.
+
+        The UNet first needs it behind that. Both streams have waited for each other where a call
+        begins, so that neither writes to memory that the other still reads.
+        """
+        device = call.x.device
+        if self.recorded is None or not self.recorded.warm or not self.may_wait:
+            return self._control(call)
+        side, current = side_stream(device), torch.cuda.current_stream(device)
+        if current == side:  # for a control behind this one in the chain
+            return self._control(call)
+        current.wait_stream(side)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            found = self._control(call)
+        return None if found is None else StreamedResiduals(found, side)
 
     def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
         found = self._found(call, place, now)
@@ -135,7 +163,8 @@ class HostControl(Steered):
         y = call.cond.get("y")
         # In bfloat16 there is no number between 896 and 900: whole steps would fall together.
         times = torch.float32 if dtype == torch.bfloat16 else dtype
-        return self.net(  # type: ignore[no-any-return]
+        net = self.recorded or self.net
+        return net(  # type: ignore[no-any-return]
             self.model_sampling.calculate_input(t, x).to(dtype),
             self._features(call, place, pictures),
             self.model_sampling.timestep(t).to(times),
@@ -243,6 +272,16 @@ class HostControl(Steered):
         if autoregister:
             self.multigpu_clones[load_device] = other
         return other
+
+
+def _can_be_recorded(net: Any) -> bool:
+    """Whether a net's forward launches work for the GPU and nothing else.
+
+    Other nets read what isn't theirs, or more than tensors; other attentions may look at the memory
+    that is left, or compile.
+    """
+    attention = comfy.ldm.modules.attention
+    return type(net) is ControlNet and attention.optimized_attention is attention.attention_pytorch
 
 
 def _places(place: Place, areas: Sequence[Area | None], count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Controls that are computed only when the UNet asks for them."""
+"""Controls that are computed only when the UNet asks for them, or while it runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .residuals import HostResiduals
@@ -31,6 +32,30 @@ class LazyResiduals(Mapping[str, list[Tensor | None]]):
 
     def __getitem__(self, slot: str) -> list[Tensor | None]:
         return self._found[slot]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
+class StreamedResiduals(Mapping[str, list[Tensor | None]]):
+    """Residuals that another stream of the GPU computes; work that takes one waits for it there.
+
+    The UNet asks for those of its encoder first, and a ControlNet has none.
+    """
+
+    def __init__(self, found: HostResiduals, stream: Any) -> None:
+        self._found, self._done = found, stream.record_event()
+        self._device = stream.device
+
+    def __getitem__(self, slot: str) -> list[Tensor | None]:
+        items = self._found[slot]
+        if items and self._done is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._done)
+            self._done = None
+        return items
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._found)

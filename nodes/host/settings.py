@@ -30,7 +30,8 @@ class Settings:
     what window and schedule are shares of; frames: factors of the pictures of a batch; mask:
     (M, H, W) in [0, 1], one or one for each picture; fit: of cldm_core.fitting; as_host: hints are
     enlarged and rows computed as the host does it, for latents that are the host's bit for bit;
-    reuse: for how many steps residuals are used once they are computed.
+    reuse: for how many steps residuals are used once they are computed; record_calls: whether a GPU
+    plays the net from a recording where it can.
     """
 
     mode: str = BALANCED
@@ -43,6 +44,7 @@ class Settings:
     fit: str = "crop"
     as_host: bool = True
     reuse: int = 1
+    record_calls: bool = True
 
     def __post_init__(self) -> None:
         if self.mask is not None:

@@ -18,13 +18,14 @@ from ...cldm_core.record import ControlRecord
 from ...cldm_core.residuals import spread_rows, weigh_rows
 from .applied import Applied
 from .clock import Clock, Moment
-from .lazy import LazyResiduals, may_be_skipped
+from .lazy import LazyResiduals, StreamedResiduals, may_be_skipped
 from .residuals import HostResiduals, merged, to_host
 from .reuse import Reuse
 from .rows import Batch, row_hooks
 from .settings import STEPS, Settings
 
 Size = tuple[int, int]
+Controls = HostResiduals | LazyResiduals | StreamedResiduals
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,7 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         cond: dict[str, Any],
         batched_number: int,
         transformer_options: dict[str, Any],
-    ) -> HostResiduals | LazyResiduals | None:
+    ) -> Controls | None:
         """Residuals of this net and of those before it in the chain, in the host's form.
 
         x_noisy: (B, C, h, w), not yet scaled; t: the sigma of each row; cond: what the UNet gets
@@ -180,6 +181,10 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self._prepare(call)
         if self.may_wait and may_be_skipped(transformer_options):
             return LazyResiduals(lambda: self._control(call))
+        return self._begun(call)
+
+    def _begun(self, call: Call) -> Controls | None:
+        """The control, where it is computed before the UNet runs, or has begun to be."""
         return self._control(call)
 
     def _prepare(self, call: Call) -> None:
