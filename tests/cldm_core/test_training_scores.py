@@ -48,11 +48,11 @@ def flat(*colour: int) -> np.ndarray:
 
 # Two people whose longer side is 100: head, hands, feet.
 STANDING = np.array([[50, 0, 1], [20, 50, 1], [80, 50, 1], [40, 100, 1], [60, 100, 1.0]])
-BESIDE = STANDING + [200, 0, 0]
+BESIDE = STANDING + np.array([200, 0, 0])
 
 
 def moved(person: np.ndarray, x: float, y: float) -> np.ndarray:
-    return person + [x, y, 0]
+    return person + np.array([x, y, 0])
 
 
 @pytest.mark.parametrize("score", PLANES, ids=lambda score: score.__name__)
