@@ -56,7 +56,8 @@ def maker_key(maker: Maker) -> str | None:
 
 def _of_function(maker: Any) -> str | None:
     name = f"{maker.__module__}.{maker.__qualname__}"
-    return None if "<" in name else f"{name}:{_source_digest(maker)}"
+    nameless = "<" in name or not maker.__module__
+    return None if nameless else f"{name}:{_source_digest(maker)}"
 
 
 def _of_object(maker: Any) -> str | None:
