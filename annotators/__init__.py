@@ -37,6 +37,7 @@ from . import (
     _mlsd,
     _normal_bae,
     _normal_from_depth,
+    _oneformer,
     _openpose,
     _person,
     _pidinet,
@@ -50,6 +51,7 @@ from . import (
     _teed,
     _threshold,
     _tile,
+    _uniformer,
     _zoe,
 )
 from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
@@ -107,6 +109,8 @@ _RECORDS: tuple[Annotator, ...] = (
     _blazepose.ANNOTATOR,
     _animal_pose.ANNOTATOR,
     _segments.ANNOTATOR,
+    _oneformer.ANNOTATOR,
+    _uniformer.ANNOTATOR,
     _zoe.ANNOTATOR,
     _person.ANNOTATOR,
 )

@@ -12,11 +12,17 @@ from ..base import AnnotatorError
 
 
 def filled(
-    model: Any, config: Any, tensors: Mapping[str, Tensor], *, unused: tuple[str, ...] = ()
+    model: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    *,
+    unused: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
 ) -> nn.Module:
     """`model(config)` with these tensors; transformers gives the public names their own places.
 
-    unused: beginnings of names in the file that the model has no place for. Raises AnnotatorError
+    unused: beginnings of names in the file that the model has no place for. optional: ends of names
+    that only the file or only the model has, by the version of transformers. Raises AnnotatorError
     with a name that is missing, too much, or of another shape.
     """
     usable = {
@@ -41,6 +47,7 @@ def filled(
             [one if isinstance(one, str) else one[0] for one in report["mismatched_keys"]],
         ),
     ):
+        names = [name for name in names if not name.endswith(optional)]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise AnnotatorError(f"The file of weights {what} {min(names)}{more}: another file?")

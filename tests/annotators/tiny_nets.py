@@ -162,3 +162,68 @@ def zoe(domains: int = 2, seed: int = 19) -> dict[str, Tensor]:
         shapes |= _layer(f"{block}layernorm_after", width)
         shapes |= {f"{block}lambda_1": (width,), f"{block}lambda_2": (width,)}
     return seeded_tensors(shapes, seed)
+
+
+def uniformer(seed: int = 23) -> dict[str, Tensor]:
+    """UniFormer with one block a stage, and the head that its file has for training."""
+    from controlnet_pack.annotators.nets.uniformer import Segmenter, Sizes
+
+    with torch.device("meta"):
+        net = Segmenter(Sizes((1, 1, 1, 1), (8, 16, 64, 64), 16, 150))
+    unused = _layer("auxiliary_head.conv_seg", 150, 16, 1, 1)
+    return seeded_tensors({**shapes_of(net), **unused}, seed)
+
+
+# What transformers 5 calls the parts of Swin, and what public files call them.
+_SWIN_NAMES = (
+    ("encoder.swin.", "encoder."),
+    ("attention.q_proj.", "attention.self.query."),
+    ("attention.k_proj.", "attention.self.key."),
+    ("attention.v_proj.", "attention.self.value."),
+    ("attention.relative_position_bias.", "attention.self."),
+    ("attention.o_proj.", "attention.output.dense."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+)
+
+
+def oneformer(classes: int = 150, seed: int = 29) -> dict[str, Tensor]:
+    """OneFormer of 32 channels on a narrow Swin, and what its file holds besides."""
+    import transformers
+
+    backbone = transformers.SwinConfig(
+        embed_dim=8,
+        depths=[1, 1, 2, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = transformers.OneFormerConfig(
+        backbone_config=backbone,
+        num_labels=classes,
+        num_queries=20,
+        conv_dim=32,
+        mask_dim=32,
+        hidden_dim=32,
+        encoder_layers=2,
+        encoder_feedforward_dim=24,
+        decoder_layers=3,
+        dim_feedforward=40,
+        query_dec_layers=1,
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "criterion.empty_weight": (classes + 1,),
+        "model.text_mapper.prompt_ctx.weight": (16, 32),
+    }
+    for name, shape in shapes_of(transformers.OneFormerModel(config)).items():
+        if ".swin.layernorm." in name:
+            continue
+        if name.startswith("pixel_level_module.encoder."):
+            for ours, public in _SWIN_NAMES:
+                name = name.replace(ours, public)
+        shapes[f"model.{name}"] = shape
+    tensors = seeded_tensors(shapes, seed)
+    for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
+        index = name.replace("bias_table", "index")
+        tensors[index] = torch.zeros(16, 16, dtype=torch.int64)  # newer versions compute it
+    return tensors

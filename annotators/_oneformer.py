@@ -1,0 +1,50 @@
+"""What every part of a picture is, by OneFormer (Jain et al., 2211.06220)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from .base import RGB8, Annotator, Choice, Weights
+from .palettes import ade20k, coco, coloured
+
+# The authors' networks 250_16_swin_l_oneformer_ade20k_160k and 150_16_swin_l_oneformer_coco_100ep,
+# which ControlNet 1.1 was made with, in the form that they gave to transformers.
+_ADE20K = Weights(
+    repository="shi-labs/oneformer_ade20k_swin_large",
+    file="pytorch_model.bin",
+    revision="main",
+    bytes=None,
+    sha256=None,
+    licence="MIT",  # LICENSE of SHI-Labs/OneFormer
+    commercial=True,
+)
+MODELS = {
+    "ade20k": _ADE20K,
+    "ade20k-tiny": replace(_ADE20K, repository="shi-labs/oneformer_ade20k_swin_tiny"),
+    "coco": replace(_ADE20K, repository="shi-labs/oneformer_coco_swin_large"),
+}
+
+
+def oneformer(images: RGB8, model: str, device: Any) -> RGB8:
+    """Coloured segments (N, H, W, 3) of pictures (N, H, W, 3)."""
+    from .keeper import network
+    from .nets.oneformer import build, classes
+
+    with network(MODELS[model], build, device) as net:
+        return coloured(classes(net, images), coco() if model == "coco" else ade20k())
+
+
+ANNOTATOR = Annotator(
+    name="oneformer",
+    title="Segments (OneFormer)",
+    description="What is where, each class in its own colour: the 150 of ADE20K or the 133 of "
+    "COCO, for ControlNets of segments.",
+    run=oneformer,
+    params={
+        "model": Choice("ade20k", tuple(MODELS), "whose classes and colours; tiny is a fast one"),
+    },
+    resolution=512,
+    batched=True,
+    weights=tuple(MODELS.values()),
+)
