@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..control import Control
 from ..errors import CldmError
@@ -83,15 +83,6 @@ class Evaluation:
             numbers["score"] = self.scored_by.name
         return numbers
 
-    def better_than(self, other: Evaluation | None) -> bool:
-        """Whether this one is scored, and scored better than the other."""
-        if self.score is None or self.score != self.score:
-            return False
-        if other is None or other.score is None or other.score != other.score:
-            return True
-        up = self.scored_by is None or self.scored_by.higher_is_better
-        return self.score > other.score if up else self.score < other.score
-
 
 class Evaluator:
     """Samples the held-out hints through a net in training; training goes on as if it hadn't.
@@ -99,9 +90,9 @@ class Evaluator:
     pipeline: samples the pictures with the base that is trained on. adherence: the annotator that
     made the hints; None samples and scores nothing. score: a Score, or the name of one. Picture i
     has the seed `seeds + i` and is the same in every batch, so that evaluations differ by the net
-    alone. precision: number type of torch.autocast; None computes in the types of the weights.
-    only_mid_control: as in training. extra: modules beside net and UNet whose mode must be kept,
-    such as a text encoder that is trained.
+    alone. precision: number type of torch.autocast; None computes in the type of the weights, and
+    in the UNet's where the net has another. only_mid_control: as in training. extra: modules beside
+    net and UNet whose mode must be kept, such as a text encoder that is trained.
 
     Modes (train or eval) of all modules and the states of Python's, NumPy's and PyTorch's random
     numbers are afterwards what they were. Raises CldmError where there is no hint, or none fits.
@@ -153,10 +144,11 @@ class Evaluator:
         return Evaluation(step, mean, scores, pictures, zero_norms(net), scored_by)
 
     def _sample(self, net: nn.Module) -> tuple[Picture, ...]:
-        device = next(net.parameters()).device.type
+        weight = next(net.parameters())
+        precision = self._precision(weight)
         # Without the cache: casts of weights that are made here have no graph to train through.
         autocast = torch.autocast(
-            device, self.precision, enabled=self.precision is not None, cache_enabled=False
+            weight.device.type, precision, enabled=precision is not None, cache_enabled=False
         )
         pictures: list[Picture] = []
         with autocast:
@@ -168,6 +160,14 @@ class Evaluator:
                 sampled = self.pipeline(prompts, [control], settings, negative=self.negative)
                 pictures += list(sampled)
         return tuple(pictures)
+
+    def _precision(self, weight: Tensor) -> torch.dtype | None:
+        """What to compute in where it isn't said: the UNet's type, if the net has another."""
+        unet = getattr(self.pipeline, "unet", None)
+        if self.precision is not None or not isinstance(unet, nn.Module):
+            return self.precision
+        base = next(unet.parameters()).dtype
+        return None if base == weight.dtype else base
 
     def _batches(self) -> list[tuple[int, list[HeldOut]]]:
         """Neighbours of one size, at most `batch` together, with the place of the first."""
@@ -205,7 +205,7 @@ class Evaluator:
         return tuple(
             self.score(
                 one.hint if one.wanted is None else one.wanted,
-                fitted(np.asarray(self.adherence(picture)), picture),
+                _hint_of(one, picture, self.adherence),
             )
             for one, picture in zip(self.held_out, pictures, strict=True)
         )
@@ -222,6 +222,18 @@ class Evaluator:
                 "looks like that. Take bf16 or fp32 where fp16 is used.",
                 *(len(black), len(pictures), step, black[0]),
             )
+
+
+def _hint_of(one: HeldOut, picture: Picture, adherence: Adherence) -> Array:
+    """What the annotator finds in a sample; raises CldmError that names the held-out hint."""
+    try:
+        return fitted(np.asarray(adherence(picture)), picture)
+    except (TypeError, ValueError) as error:
+        raise CldmError(
+            f"The sample of the held-out hint {one.name!r} can't be scored, as its own hint can't "
+            f"be made: {error}".rstrip(".")
+            + "."
+        ) from error
 
 
 def fitted(hint: Array, picture: Picture) -> Array:
