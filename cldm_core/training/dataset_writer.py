@@ -120,9 +120,13 @@ def _take_back(folder: Path) -> int:
         (folder / name).touch()
     ends = [_ends(folder / name) for name in TABLES]
     count = min(map(len, ends)) - 1
-    start, end = ends[0][max(count - 1, 0)], ends[0][count]
-    line = read_range(folder / PROMPTS, start, end - start)
-    named = not count or _places(count - 1)[0].encode() in line
+    last = max(count - 1, 0)
+    spans = [(found[last], found[count]) for found in ends]
+    lines = [
+        read_range(folder / name, start, end - start)
+        for name, (start, end) in zip(TABLES, spans, strict=True)
+    ]
+    named = not count or all(_places(last)[0].encode() in line for line in lines)
     if max(map(len, ends)) - 1 > count + 1 or not named:
         raise CldmError(
             f"The tables {' and '.join(TABLES)} in {folder} were changed since they were written: "
