@@ -170,10 +170,12 @@ def lllite_for(
     A module for the queries, keys and values of self-attention and the queries of cross-attention;
     the hint's tokens are those of the level. Raises CldmError for a UNet without such places.
     """
+    widths = projections(unet)
+    places = [(place, path) for path in widths if (place := Projection.parse(path)) is not None]
     modules = tuple(
-        LLLiteModuleConfig(path, channels, _depth(place, unet), cond_emb_dim, mlp_dim)
-        for path, channels in projections(unet).items()
-        if (place := Projection.parse(path)) is not None and _steered(place, unet)
+        LLLiteModuleConfig(path, widths[path], _depth(place, unet), cond_emb_dim, mlp_dim)
+        for place, path in sorted(places, key=_order)
+        if _steered(place, unet)
     )
     if not modules:
         raise CldmError(
@@ -181,6 +183,12 @@ def lllite_for(
             "it: train a ControlNet."
         )
     return LLLiteConfig(modules, hint_channels)
+
+
+def _order(one: tuple[Projection, str]) -> tuple[bool, int, int, str, str]:
+    """That in which files are read."""
+    place, _ = one
+    return place.kind != "input", place.block, place.transformer, place.attention, place.role
 
 
 def _steered(place: Projection, unet: UNetConfig) -> bool:
