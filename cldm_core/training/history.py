@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) or getattr(value, "ndim", 0):
+    if isinstance(value, Sequence) or getattr(value, "ndim", None):
         return [_plain(item) for item in value]
     if isinstance(value, int):
         return value
