@@ -78,13 +78,13 @@ class Batches:
     source: see `open_source`. encoders: see encoding.py. batch_size: of this process.
     resolution: the side in pixels, or (height, width); pictures are scaled to cover it and cut.
     drop_prompt: the share of prompts that are replaced by the empty one (Zhang et al. 2023: half).
-    flip: mirrors half of the pairs. Not for hints that know left from right, as stored normal maps
-    and poses do; hints that `hints` makes are made of the mirrored picture.
+    flip: mirrors half of the pairs. Not for stored hints that know left from right, as normal maps
+    and poses do; hints that are made here are made of the mirrored picture.
     crop: `middle`, or `random`: one of PLACES for each pair, changing with the epoch.
     buckets: sizes to choose from by a picture's aspect (aspect_buckets), in place of `resolution`.
     rank, world: which of how many processes this is.
-    cache: a folder for latents, embeddings and made hints.
-    hints: makes every hint from the target as it is trained on, in place of stored ones.
+    cache: a folder for latents, embeddings and made hints, or a Cache.
+    hints: makes the hints of pairs without one, from the target as it is trained on.
 
     Raises CldmError for numbers that don't fit, and in use where a pair can't be read.
     """
@@ -188,7 +188,7 @@ class Batches:
         seen = [stamp, row.view.size, row.view.place, row.view.flip]
         latents, original = self._latents(row, json.dumps([self.encoders.key, *seen]), target)
         window = row.view.window(original)
-        if self.hints is None:
+        if self.hints is None or row.pair.hint is not None:
             hint = row.pair.read_hint()
             check_aspects(row.pair.named, (hint.shape[0], hint.shape[1]), original)
             hint = window.of_hint(hint)

@@ -98,12 +98,11 @@ def _read(pair: Pair, stored: Stored, findings: list[tuple[str, str]]) -> Pictur
 def _hint(
     pair: Pair, target: Picture | None, maker: Maker | None, findings: list[tuple[str, str]]
 ) -> Picture | None:
-    if maker is None:
-        if pair.hint is None:
-            findings.append(("no hint", ""))
-            return None
+    if pair.hint is not None:
         return _read(pair, pair.hint, findings)
-    if target is None:
+    if maker is None:
+        findings.append(("no hint", ""))
+    if maker is None or target is None:
         return None
     try:
         return make_hint(maker, target, pair.named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,8 @@ def open_source(
     - `prompt.json` or another table of JSON lines with source (the hint), target and prompt
     - a folder with metadata.jsonl or metadata.csv (a Hugging Face image folder); `columns` names
       the columns of target, hint and prompt where they aren't called as in COLUMNS
-    - .tar files (webdataset shards), one or a folder of them; `cache` keeps what was found in them
+    - .tar files (webdataset shards): a folder of them, or names such as pairs-{0000..0099}.tar;
+      `cache` keeps what was found in them
     - a folder of pictures with captions of the same name (.txt), and hints of the same name in the
       folder `conditioning` (by default one of HINT_FOLDERS inside it, or beside it where it is
       called as in TARGET_FOLDERS; the folder that holds both will do too)
@@ -78,7 +80,8 @@ def open_source(
     Raises CldmError where there is nothing to train on.
     """
     path = Path(where)
-    if not path.exists():
+    shards = [path.with_name(name) for name in _expanded(path.name)]
+    if not path.exists() and len(shards) == 1:
         raise CldmError(f"There is no data set {path}: check the name and the folder.")
     tables = [path / name for name in (PROMPTS, *METADATA) if (path / name).is_file()]
     table = path if path.is_file() and path.suffix.lower() in TABLES else next(iter(tables), None)
@@ -88,7 +91,7 @@ def open_source(
     elif path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         from .shards import ShardPairs
 
-        source = ShardPairs([path] if path.is_file() else sorted(path.glob("*.tar")), cache)
+        source = ShardPairs(sorted(path.glob("*.tar")) if path.is_dir() else shards, cache)
     elif path.is_dir():
         inner = (path / name for name in TARGET_FOLDERS if (path / name).is_dir())
         path = next(inner, path)
@@ -100,6 +103,17 @@ def open_source(
     if not len(source):
         raise CldmError(f"{path} holds no pair: there is nothing to train on.")
     return source
+
+
+def _expanded(name: str) -> list[str]:
+    """The names that a{00..12}b stands for, as in a shell."""
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", name)
+    if found is None:
+        return [name]
+    before, first, last, after = found.groups()
+    return [
+        f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)
+    ]
 
 
 class TablePairs:

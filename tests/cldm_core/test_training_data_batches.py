@@ -22,7 +22,7 @@ from controlnet_pack.cldm_core.training.pairs import Pair, held_picture
 from controlnet_pack.cldm_core.training.sources import ListedPairs, open_source
 from controlnet_pack.cldm_core.training.views import View
 
-from .training_pairs import ToyEncoders, line_hint, picture, write_prompt_json
+from .training_pairs import ToyEncoders, line_hint, picture, unhinted, write_prompt_json
 
 COUNT = 10
 
@@ -214,7 +214,7 @@ def test_hints_are_made_of_the_mirrored_crop():
         made[:, : target.shape[1] // 2] = 255
         return made
 
-    wide = ListedPairs([pair(number, 64, 100) for number in range(COUNT)])
+    wide = unhinted(ListedPairs([pair(number, 64, 100) for number in range(COUNT)]))
     hint = batches(wide, batch_size=COUNT, hints=left_half, **RANDOM)[0].hint
     assert hint[..., :32].eq(1).all()
     assert hint[..., 32:].eq(0).all()
@@ -225,12 +225,16 @@ def test_hints_are_made_of_the_mirrored_crop():
 )
 def test_what_is_no_hint_is_refused(source, wrong):
     with pytest.raises(CldmError, match=r"pair \d: its hint was made as .*expected uint8"):
-        batches(source, hints=wrong)[0]
+        batches(unhinted(source), hints=wrong)[0]
 
 
 @pytest.mark.parametrize("made", [lambda p: p[..., 0], lambda p: p[::2, ::2, :1]])
 def test_grey_hints_and_hints_of_another_resolution_will_do(source, made):
-    assert batches(source, hints=made)[0].hint.shape == (2, 3, 64, 64)
+    assert batches(unhinted(source), hints=made)[0].hint.shape == (2, 3, 64, 64)
+
+
+def test_stored_hints_stay(source):
+    assert_equal(batches(source, hints=lambda target: 255 - target)[0], batches(source)[0])
 
 
 def test_sdxl_is_told_sizes_and_crops():

@@ -15,11 +15,12 @@ from controlnet_pack.cldm_core.errors import CldmError
 from controlnet_pack.cldm_core.pictures import write_picture
 from controlnet_pack.cldm_core.training import cache as cache_module
 from controlnet_pack.cldm_core.training.batches import Batches
+from controlnet_pack.cldm_core.training.cache import Cache
 from controlnet_pack.cldm_core.training.circles import CirclePairs
 from controlnet_pack.cldm_core.training.made_hints import maker_key
 from controlnet_pack.cldm_core.training.sources import open_source
 
-from .training_pairs import ToyEncoders, picture, write_prompt_json
+from .training_pairs import ToyEncoders, picture, unhinted, write_prompt_json
 
 COUNT = 4
 
@@ -32,7 +33,10 @@ def data(tmp_path) -> Path:
 def epoch(data: Path, folder: Path, encoders: ToyEncoders, **settings):
     """All batches of the first epoch, by name of the pair."""
     settings = {"batch_size": 1, "resolution": 64, "seed": 1, "drop_prompt": 0, **settings}
-    found = Batches(open_source(data), encoders, cache=folder, **settings)
+    source = open_source(data)
+    if "hints" in settings:
+        source = unhinted(source)
+    found = Batches(source, encoders, cache=folder, **settings)
     made = [found[index] for index in range(found.per_epoch)]
     return {batch.names[0]: batch for batch in made}
 
@@ -158,6 +162,11 @@ def test_a_full_disk_is_a_sentence(data, tmp_path, monkeypatch):
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
+def test_kinds_may_be_left_out(data, tmp_path):
+    epoch(data, Cache(tmp_path / "cache", without=["texts"]), ToyEncoders())
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["latents"]
+
+
 def test_without_a_cache_everything_is_the_same(data, tmp_path):
     with_cache = epoch(data, tmp_path / "cache", ToyEncoders(), flip=True, crop="random")
     without = epoch(data, None, ToyEncoders(), flip=True, crop="random")
@@ -237,7 +246,7 @@ def test_a_filled_cache_needs_no_models(tmp_path):
         "cache": tmp_path,
         "hints": inverted,
     }
-    source, told = CirclePairs(4, 64, seed=1), []
+    source, told = unhinted(CirclePairs(4, 64, seed=1)), []
     for rank in (0, 1):
         part = Batches(source, ToyEncoders(), **settings, rank=rank, world=2)
         part.fill_cache(lambda done, of: told.append((done, of)))

@@ -223,6 +223,15 @@ def test_shards(tmp_path, hint, record):
     assert source[3].name == "set/003"
 
 
+def test_names_of_shards_may_be_counted(tmp_path):
+    write_shard(tmp_path / "p-08.tar", range(2))
+    write_shard(tmp_path / "p-09.tar", range(2, 4))
+    write_shard(tmp_path / "p-10.tar", range(4, COUNT))
+    assert_numbered(open_source(tmp_path / "p-{08..10}.tar"))
+    with pytest.raises(CldmError, match=r"no file .*p-11\.tar"):
+        open_source(tmp_path / "p-{08..11}.tar")
+
+
 def test_the_index_of_a_shard_is_kept_and_renewed(tmp_path):
     path = write_shard(tmp_path / "0.tar", range(COUNT))
     assert_numbered(ShardPairs([path], tmp_path / "cache"))

@@ -16,7 +16,7 @@ from controlnet_pack.cldm_core.training.doctor import KINDS, Finding, Report, ch
 from controlnet_pack.cldm_core.training.pairs import Pair, held_picture
 from controlnet_pack.cldm_core.training.sources import ListedPairs, Part, open_source
 
-from .training_pairs import line_hint, picture, write_prompt_json
+from .training_pairs import line_hint, picture, unhinted, write_prompt_json
 
 
 def one(target: Picture | None = None, hint: Picture | None = None, prompt: str = "a") -> Report:
@@ -98,7 +98,7 @@ def test_made_hints_stand_in_for_missing_ones(tmp_path):
 
 @pytest.mark.parametrize("wrong", [lambda _: 1 / 0, lambda target: target / 255])
 def test_a_function_that_makes_no_hints(data, wrong):
-    found = only(check(open_source(data), resolution=64, hints=wrong))
+    found = only(check(unhinted(open_source(data)), resolution=64, hints=wrong))
     assert (found.level, found.kind, found.count) == ("error", "not made", 4)
     assert "division by zero" in found.sentence or "expected uint8" in found.sentence
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn.functional import avg_pool2d
 from controlnet_pack.cldm_core.pictures import write_picture
 from controlnet_pack.cldm_core.pipeline import Picture
 from controlnet_pack.cldm_core.training.encoding import SizeCondition
+from controlnet_pack.cldm_core.training.sources import ListedPairs, Source
 
 SIDE = 64
 
@@ -49,6 +51,11 @@ def write_prompt_json(folder: Path, count: int) -> Path:
         lines.append(json.dumps(record))
     (folder / "prompt.json").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def unhinted(source: Source) -> ListedPairs:
+    """The same pairs without their hints."""
+    return ListedPairs([replace(source[index], hint=None) for index in range(len(source))])
 
 
 class ToyEncoders:
