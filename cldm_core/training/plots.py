@@ -94,7 +94,8 @@ def training_plot(
 
     What the history doesn't hold is left out. convergence: None looks for it in the history. The
     band around adherence is that of the middle 80 % of the pictures; the loss is smoothed, with its
-    numbers behind. Raises CldmError where there is nothing to plot.
+    numbers behind. Raises CldmError where there is nothing to plot,
+    or no matplotlib to plot with.
     """
     curves = Curves.of(history)
     convergence = convergence or find(history)
@@ -120,8 +121,13 @@ def _drawn(
     title: str,
     panels: Sequence[tuple[float, Draw]],
 ) -> Picture:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CldmError(
+            "The plot needs matplotlib, which is not installed: pip install matplotlib."
+        ) from error
 
     weights = [weight for weight, _ in panels]
     said = wrap(_said(curves, convergence), LETTERS)
