@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,28 +35,44 @@ def weight_folders() -> list[Path]:
     return [*own, *weights.environment_folders(), *named, *neighbours]
 
 
+class AnnotatorNet(torch.nn.Module):
+    """A network, or a session of another library, in the form that the host manages.
+
+    The host writes attributes into what it manages; those of transformers refuse that.
+    """
+
+    def __init__(self, thing: Any) -> None:
+        super().__init__()
+        self.thing = thing
+
+
 class HostKeeper:
-    """Networks under the host's memory manager: it counts them, and frees them when it must."""
+    """Networks under the host's memory manager: it counts them, and what it unloads is let go."""
 
     def __init__(self) -> None:
-        self._patchers = keeper.Kept()
+        self._patchers: dict[Hashable, Any] = {}
 
     @contextmanager
     def kept(self, key: Hashable, build: Callable[[], Any], device: Any) -> Iterator[Any]:
         """See annotators.keeper.Keeper; loaded whole, since these nets are small."""
         where = comfy.model_management.get_torch_device() if device is None else device
         where = torch.device(where)
+        place = key, str(where)
+        patcher = self._patchers.get(place)
+        if patcher is None:
+            patcher = patcher_for(AnnotatorNet(build()), where)
+        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
+        if place not in self._patchers:
+            self._patchers[place] = patcher
+            # The host's own record lives as long as it has the model loaded.
+            weakref.finalize(record_of(patcher), self._patchers.pop, place, None).atexit = False
+        yield patcher.model.thing
 
-        def managed() -> Any:
-            thing = build()
-            return patcher_for(thing, where) if isinstance(thing, torch.nn.Module) else thing
 
-        thing = self._patchers.thing((key, str(where)), managed)
-        if not hasattr(thing, "load_device"):
-            yield thing
-            return
-        comfy.model_management.load_models_gpu([thing], force_full_load=True)
-        yield thing.model
+def record_of(patcher: Any) -> Any:
+    """What the host keeps of a model that it has loaded."""
+    loaded = comfy.model_management.current_loaded_models
+    return next(one for one in loaded if one.model is patcher)
 
 
 def device() -> torch.device:

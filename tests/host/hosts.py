@@ -16,8 +16,8 @@ PACK = Path(__file__).resolve().parents[2]
 PACK_NAME = "ComfyUI-CLDM"
 NO_HOST = "no ComfyUI found: set COMFYUI_PATH to one or more checkouts (and COMFYUI_PYTHON)"
 
-# Older hosts import these names at start; models of the Stable Diffusion family never call them.
-STANDINS = {"torchvision/__init__.py": "", "torchvision/transforms.py": ""}
+# Hosts and transformers import it at start; what the tests run never calls it.
+STANDINS = {"torchvision/__init__.py": Path(__file__).with_name("standin.py")}
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def python_of(root: Path) -> Path:
 
 
 def write_standins(folder: Path) -> Path:
-    """Write empty packages under the names that a host imports at start but never uses here."""
-    for name, text in STANDINS.items():
+    """Write packages that do nothing under names that a host imports but never uses here."""
+    for name, source in STANDINS.items():
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(source.read_bytes())
     return folder
 
 

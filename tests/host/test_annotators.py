@@ -1,21 +1,26 @@
 """The annotators inside the host: their nodes, its folders, its memory manager, its interrupts."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import ANNOTATORS, annotate
+from controlnet_pack.annotators import ANNOTATORS, annotate, keeper
+from controlnet_pack.annotators.weights import given
 
-from ..annotators import line_nets
+from ..annotators import line_nets, tiny_nets
 from .client import HostClient, Result
 from .server import HostServer
 
 (PIDINET,) = ANNOTATORS["pidinet"].weights  # of a net that is small at full size
+DEPTH = ANNOTATORS["depth_anything"].weights[0]
 NODE = "8"
+COLOURS = count(1)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,87 @@ def test_a_file_in_the_host_s_folder_is_looked_at(run, host: HostServer) -> None
     assert f"{path} has another SHA-256 digest than {path.name} is known" in result.message()
 
 
+@pytest.fixture
+def depth_file(host: HostServer) -> Iterator[Path]:
+    """Where the host finds weights whose digest isn't known, so that seeded ones do."""
+    path = host.models("annotators") / DEPTH.repository / DEPTH.file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield path
+    path.unlink()
+
+
+def write_depth(path: Path, seed: int) -> None:
+    """A small net's seeded weights; always of one size and date, so that it looks unchanged."""
+    from safetensors.torch import save_file
+
+    new = path.with_suffix(".new")  # what is loaded may still read the old file
+    save_file(tiny_nets.depth_anything(seed), new)
+    os.utime(new, (0, 0))
+    new.replace(path)
+
+
+def same(hint: np.ndarray, other: np.ndarray) -> bool:
+    """Up to one grey level: sums run in another order on another number of threads."""
+    return np.abs(hint.astype(int) - other).max() <= 1
+
+
+@pytest.mark.parametrize("class_type", ["CLDM_DepthAnything", "CLDM_Annotate"])
+def test_a_network_in_the_host_makes_what_the_core_makes(
+    hint, photo, depth_file: Path, class_type: str
+) -> None:
+    write_depth(depth_file, 7)
+    told = {"model": "small", "resolution": 0}
+    if class_type == "CLDM_Annotate":
+        inputs = {"annotator": "depth_anything", "resolution": 0, "settings": "model: small"}
+    else:
+        inputs = told
+    (expected,) = by_the_core(depth_file, [photo], **told)
+    assert len(np.unique(expected)) > 50
+    assert same(hint(class_type, **inputs), expected)
+
+
+@pytest.mark.parametrize(
+    "told", [{"unload_models": True}, {"free_memory": True}], ids=lambda told: next(iter(told))
+)
+def test_a_network_is_loaded_once_and_let_go_when_the_host_is_told_to_free(
+    hint, client: HostClient, photo, depth_file: Path, told: dict[str, bool]
+) -> None:
+    """What a file holds is seen at its next loading only: by then it has other weights."""
+    settings = {"model": "small", "resolution": 0}
+    shown, expected = [photo, photo[::-1].copy(), photo[:, ::-1].copy()], []
+    client.free()
+    let_the_host_look(client)
+    for seed in (8, 7):
+        write_depth(depth_file, seed)
+        expected.insert(0, by_the_core(depth_file, shown, **settings))
+    assert same(hint("CLDM_DepthAnything", seen=shown[0], **settings), expected[0][0])
+    write_depth(depth_file, 8)
+    assert same(hint("CLDM_DepthAnything", seen=shown[1], **settings), expected[0][1])
+    assert not same(expected[0][1], expected[1][1])
+    client.post("/free", told)
+    let_the_host_look(client)
+    assert same(hint("CLDM_DepthAnything", seen=shown[2], **settings), expected[1][2])
+
+
+def by_the_core(path: Path, pictures: list[np.ndarray], **told: Any) -> list[np.ndarray]:
+    """What Depth Anything makes of pictures without a host, loaded anew from the file."""
+    before = keeper.use(keeper.Kept())
+    with given(DEPTH, path):
+        hints = [annotate("depth_anything", one, device="cpu", **told) for one in pictures]
+    keeper.use(before)
+    return hints
+
+
+def let_the_host_look(client: HostClient) -> None:
+    """Runs a prompt: after each the host does what it was told to free, if it hasn't yet."""
+    empty = {"width": 16, "height": 16, "batch_size": 1, "color": next(COLOURS)}
+    prompt = {
+        "1": {"class_type": "EmptyImage", "inputs": empty},
+        "9": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+    }
+    assert client.queue(prompt).status == "success"
+
+
 def test_cancel_is_honoured_between_pictures(client: HostClient) -> None:
     count = 4000
     empty = {"width": 64, "height": 64, "batch_size": count, "color": 0x808080}
@@ -202,6 +288,7 @@ def test_a_pose_is_drawn_from_its_text(client: HostClient) -> None:
 
 
 IN_HOST = """
+import gc, weakref
 from pathlib import Path
 import torch
 import comfy.model_management as memory
@@ -222,19 +309,32 @@ def run(seed):
     told = {"safe": False, "scribble": False, "resolution": 64}
     return nodes["CLDM_Pidinet"].execute(pictures, **told).args[0]
 
+class Session:
+    pass
+
 with weights.given(record, Path(args["file"])):
     first, again, other = run(1), run(1), run(2)
+    loads = len(loaded)
     counted = known()
     size, total = counted[0].model_memory(), len(counted)
+    net = weakref.ref(counted[0].model.model.thing)
     del counted
+    sessions = []
+    for _ in range(2):
+        with keeper.kept("a session", Session, None) as one:
+            sessions.append(weakref.ref(one))
+    same_session = sessions[0]() is sessions[1]() is one
+    del one
     memory.unload_all_models()
-    left, after = len(known()), run(1)
+    gc.collect()
+    left, alive = len(known()), [ref() is not None for ref in (net, *sessions)]
+    after = run(1)
     back = len(known())
 folders = [str(folder) for folder in weights.folders()]
 report(
-    total=total, size=size, loads=len(loaded), left=left, back=back, folders=folders,
-    same=bool((first == again).all() and (first == after).all()),
-    apart=float((first - other).abs().max()), shape=list(first.shape),
+    total=total, size=size, loads=[loads, len(loaded)], left=left, alive=alive, back=back,
+    folders=folders, same=bool((first == again).all() and (first == after).all()),
+    apart=float((first - other).abs().max()), shape=list(first.shape), same_session=same_session,
     keeper=type(keeper._keeper).__name__, devices=sorted(set(devices)), complaints=complaints,
 )
 """
@@ -246,7 +346,10 @@ def test_the_host_s_memory_manager_has_the_networks(
     found = in_host(IN_HOST, {"file": str(write_weights(tmp_path))})
     tensors = line_nets.weights("pidinet").values()
     assert found["keeper"] == "HostKeeper"
-    assert (found["loads"], found["total"], found["left"], found["back"]) == (1, 1, 0, 1)
+    assert (found["total"], found["left"], found["back"]) == (1, 0, 1)
+    assert found["loads"] == [1, 2]  # of three runs, and of one more after the host unloaded it
+    assert found["alive"] == [False] * 3
+    assert found["same_session"]
     assert found["size"] == sum(value.numel() * value.element_size() for value in tensors)
     assert found["same"]
     assert found["apart"] > 0.01
@@ -254,3 +357,60 @@ def test_the_host_s_memory_manager_has_the_networks(
     assert found["folders"][0] == str(tmp_path / "base" / "models" / "annotators")
     assert found["devices"] == ["cpu"]  # as the host was told, whatever the machine has
     assert found["complaints"] == []
+
+
+SWITCHED_OFF = """
+import os
+import torch
+os.environ["CLDM_COMMERCIAL_ONLY"] = "1"
+nodes = {one.define_schema().node_id: one for one in pack("nodes.annotate").ANNOTATOR_NODES}
+records = pack("annotators").ANNOTATORS
+
+def said(name, **inputs):
+    try:
+        nodes[name].execute(torch.rand(1, 32, 40, 3), **inputs)
+    except ValueError as error:
+        return str(error)
+
+def settings(name):
+    return {key: setting.default for key, setting in records[name].settings.items()}
+
+report(
+    pidinet=said("CLDM_Pidinet", **settings("pidinet")),
+    by_name=said("CLDM_Annotate", annotator="openpose", resolution=-1, settings=""),
+    canny=said("CLDM_Canny", **settings("canny")),
+    descriptions={name: node.define_schema().description for name, node in nodes.items()},
+    complaints=complaints,
+)
+"""
+
+
+def test_what_is_not_for_commercial_use_can_be_switched_off(in_host) -> None:
+    found = in_host(SWITCHED_OFF)
+    off = (
+        "and such weights are switched off here: choose another annotator, or start without "
+        "CLDM_COMMERCIAL_ONLY in the environment."
+    )
+    name = PIDINET.name
+    assert found["pidinet"].startswith(f"{name} may not be used commercially ({PIDINET.licence}),")
+    assert found["pidinet"].endswith(off)
+    assert found["by_name"].startswith("body_pose_model.pth may not be used commercially (CMU ")
+    assert found["by_name"].endswith(off)
+    assert found["canny"] is None
+    switched_off = "Switched off here, by CLDM_COMMERCIAL_ONLY."
+    for annotator in ANNOTATORS.values():
+        limited = [one.file for one in annotator.weights if not one.commercial]
+        class_type = "".join(word.capitalize() for word in annotator.name.split("_"))
+        description = found["descriptions"][f"CLDM_{class_type}"]
+        assert description.endswith(switched_off) == bool(limited)
+        assert all(file in description for file in limited)
+    assert found["complaints"] == []
+
+
+def test_nodes_name_the_files_that_are_not_for_commercial_use(client: HostClient) -> None:
+    nodes = client.object_info()
+    for class_type, file in (
+        ("CLDM_Pidinet", PIDINET.file),
+        ("CLDM_DepthAnythingV2", "depth_anything_v2_vitb.pth, depth_anything_v2_vitl.pth"),
+    ):
+        assert nodes[class_type]["description"].endswith(f"Not for commercial use: {file}.")
