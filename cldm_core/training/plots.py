@@ -324,7 +324,7 @@ def smoothed(steps: Array, values: Array, share: float = SMOOTHED) -> Array:
 def _clipped(values: Array) -> Array:
     """Without the few huge numbers that would flatten the rest."""
     low, high = np.nanpercentile(np.where(np.isfinite(values), values, np.nan), (1, 99))
-    return np.minimum(values, max(high + (high - low), low))
+    return np.asarray(np.minimum(values, max(high + (high - low), low)), np.float64)
 
 
 def _columns(series: Series) -> tuple[Array, Array]:
