@@ -32,7 +32,10 @@ def decode_picture(stored: bytes, name: str, *, alpha: bool = False) -> Picture:
     # A photo (JPEG, which has no transparency) is turned as its EXIF says; the other way isn't.
     photo = stored.startswith(b"\xff\xd8")
     kind = cv2.IMREAD_COLOR if photo else cv2.IMREAD_UNCHANGED
-    data = cv2.imdecode(file, kind) if file.size else None
+    try:
+        data = cv2.imdecode(file, kind) if file.size else None
+    except cv2.error:  # larger than OpenCV reads
+        data = None
     if data is None or data.dtype not in (np.uint8, np.uint16):
         raise CldmError(
             f"{name} can't be read as a picture: it is damaged or of an unknown kind. "

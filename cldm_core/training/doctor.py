@@ -160,9 +160,9 @@ class _Found:
     def add(self, kind: str, name: str, detail: str = "") -> None:
         self.counts[kind] += 1
         if len(self.names[kind]) < SHOWN:
-            self.names[kind].append(name)
+            self.names[kind].append(_one_line(name))
         if detail:
-            self.details.setdefault(kind, detail)
+            self.details.setdefault(kind, _one_line(detail))
 
     def note(self, look: Look) -> None:
         for kind, detail in look.findings:
@@ -224,6 +224,11 @@ def _find_mismatch(found: _Found) -> None:
     error = better.std(ddof=1) / np.sqrt(len(better))
     if better.mean() < CERTAIN * error:
         found.counts["mismatched"] = len(fits)
+
+
+def _one_line(text: str) -> str:
+    """As messages of CldmError are, whatever a file's name holds."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def _pairs(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,26 +96,28 @@ class FilePicture:
         return str(self.path)
 
     def exists(self) -> bool:
-        return self.path.is_file()
+        # Not Path.is_file, which raises for a name that is too long.
+        return os.path.isfile(self.path)
 
     def stamp(self) -> str:
         try:
             found = self.path.stat()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise missing(self.path, error) from error
         return f"{self.path.absolute()}|{found.st_mtime_ns}|{found.st_size}"
 
     def size(self) -> Size:
         try:
-            with open(self.path, "rb") as file:
-                return picture_size(file, self.name)
-        except OSError as error:
+            file = open(self.path, "rb")  # noqa: SIM115 - what is raised below isn't caught here
+        except (OSError, ValueError) as error:
             raise missing(self.path, error) from error
+        with file:
+            return picture_size(file, self.name)
 
     def data(self) -> bytes:
         try:
             return self.path.read_bytes()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise missing(self.path, error) from error
 
     def read(self, *, alpha: bool = False) -> Picture:
@@ -214,8 +217,8 @@ def read_range(path: Path, offset: int, length: int) -> bytes:
     return data
 
 
-def missing(path: Path, error: OSError) -> CldmError:
-    """What to raise where a file of the data set can't be opened."""
+def missing(path: Path, error: OSError | ValueError) -> CldmError:
+    """What to raise where a file can't be opened; ValueError: it has an impossible name."""
     if isinstance(error, FileNotFoundError):
         return CldmError(f"There is no file {path}: was it moved or deleted?")
-    return CldmError(f"{path} can't be read: {error.strerror or error}.")
+    return CldmError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}.")

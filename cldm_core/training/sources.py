@@ -143,7 +143,8 @@ class TablePairs:
         hint = self.columns["hint"] if record.get(self.columns["hint"]) else None
         return Pair(
             target,
-            self._text(index, record, "prompt"),
+            # JSON may hold halves of characters, which no tokenizer takes.
+            self._text(index, record, "prompt").encode("utf-8", "replace").decode(),
             FilePicture(self.folder / target),
             FilePicture(self.folder / self._text(index, record, "hint")) if hint else None,
             self.records.where(index),

@@ -2,8 +2,10 @@
 
 import io
 import json
+import struct
 import tarfile
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -296,6 +298,35 @@ def test_a_missing_picture_is_named_with_its_line(tmp_path):
     (tmp_path / "source" / "1.png").unlink()
     with pytest.raises(CldmError, match=r"prompt\.json, line 2\) can't be read\. There is no file"):
         source[1].read_hint()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "\ud800", "folder", "../none"])
+def test_impossible_names_are_sentences(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    record = {"target": name, "prompt": "half a \ud83d character"}
+    (tmp_path / "prompt.json").write_text(json.dumps(record), encoding="utf-8")
+    pair = open_source(tmp_path)[0]
+    assert not pair.target.exists()
+    assert pair.prompt == "half a ? character"
+    for use in (pair.target.size, pair.target.stamp, pair.target.data, pair.target.read):
+        if use == pair.target.stamp and name == "folder":
+            continue
+        with pytest.raises(CldmError, match=r"There is no file|can't be read: "):
+            use()
+
+
+def test_a_picture_too_large_to_read_is_a_sentence(tmp_path):
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+    picture = FilePicture(tmp_path / "a.png")
+    for use in (picture.size, picture.read):
+        with pytest.raises(CldmError, match=r"a\.png can't be read as a picture"):
+            use()
 
 
 def test_photos_are_turned_as_their_camera_says(tmp_path):

@@ -281,6 +281,14 @@ def test_few_pairs_are_named_and_errors_come_first(tmp_path):
     assert warning.startswith("warning: 1 pair whose hint has black lines on white")
 
 
+def test_names_are_one_line_each(tmp_path):
+    record = {"target": "a\nb\0.png", "prompt": "a"}
+    (tmp_path / "prompt.json").write_text(json.dumps(record), encoding="utf-8")
+    report = check(open_source(tmp_path), resolution=64)
+    assert report.findings[0].names == ("a\\nb\\x00.png",)
+    assert len(report.summary().splitlines()) == 3
+
+
 def test_a_part_of_the_pairs_may_do(data):
     told = []
     report = check(
