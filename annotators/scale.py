@@ -20,6 +20,19 @@ from .errors import sentence
 
 CLUSTER = "RAY_ADDRESS"
 """The environment variable by which Ray finds a cluster; without it, this machine is all."""
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+}
+"""Ray says nothing to its makers, and to the user only what has failed."""
+
+
+def packages() -> tuple[Any, Any]:
+    """ray and ray.data; raises AnnotatorError with the line that installs them."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    ray, data = (needed(name, to_install="'ray[data]'") for name in ("ray", "ray.data"))
+    return ray, data
 
 
 def make_by_ray(
@@ -31,7 +44,7 @@ def make_by_ray(
     the number of pictures of each shard when it is there. Raises AnnotatorError with what a worker
     can't go on without.
     """
-    ray, data = needed("ray"), needed("ray.data")
+    ray, data = packages()
     ours = not ray.is_initialized()
     if ours:
         _start(ray, workers)
@@ -42,7 +55,7 @@ def make_by_ray(
         found = data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker,
             fn_constructor_args=(maker, target),
-            concurrency=workers,
+            compute=data.ActorPoolStrategy(size=workers),
             num_cpus=1,
             num_gpus=int(has_gpus and bool(maker.annotator.weights)),
         )
@@ -57,7 +70,6 @@ def make_by_ray(
 
 def _start(ray: Any, workers: int) -> None:
     """Ray on the cluster that the environment names, or else here with room for all workers."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"logging_level": "error", "log_to_driver": False}
     if CLUSTER in os.environ:
         ray.init(**quiet)

@@ -96,7 +96,8 @@ def locate(weights: Weights) -> Path:
     if commercial_only() and not weights.commercial:
         raise AnnotatorError(
             f"{weights.name} may not be used commercially ({weights.licence}), and such weights "
-            f"are switched off here: choose another annotator, or unset {COMMERCIAL_VARIABLE}."
+            "are switched off here: choose another annotator, or start without "
+            f"{COMMERCIAL_VARIABLE} in the environment."
         )
     found = find(weights)
     if found is not None:

@@ -13,7 +13,7 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..annotators import ANNOTATORS, Annotator, annotate
+from ..annotators import ANNOTATORS, Annotator, annotate, weights
 from ..annotators.settings import Choice, Flag, Param, Setting, Value, example, from_text
 from .contract import ANNOTATORS_HOST, CONTROL, lacking
 from .texts import CATEGORY, shows_text, text_result
@@ -95,6 +95,14 @@ def node_name(annotator: Annotator) -> str:
     return "".join(word.capitalize() for word in annotator.name.split("_"))
 
 
+def described(annotator: Annotator) -> str:
+    """What the annotator makes, the files that limit its use, and whether those are switched off."""
+    limited = any(not one.commercial for one in annotator.weights)
+    if not limited or not weights.commercial_only():
+        return annotator.about
+    return f"{annotator.about} Switched off here, by {weights.COMMERCIAL_VARIABLE}."
+
+
 def image_input() -> io.Input:
     return io.Image.Input("image", tooltip="The pictures to make hints of.")
 
@@ -112,7 +120,7 @@ def make_node(annotator: Annotator) -> type[io.ComfyNode]:
             node_id=f"CLDM_{node_name(annotator)}",
             display_name=f"{annotator.title} (CLDM)",
             category=ANNOTATE,
-            description=annotator.about,
+            description=described(annotator),
             inputs=[
                 image_input(),
                 *([mask] if annotator.needs_mask else []),
@@ -197,7 +205,7 @@ class Annotate(io.ComfyNode):
 
 def manual(annotator: Annotator, told: Mapping[str, Value]) -> str:
     """What an annotator makes, what it can be told, and what it was told."""
-    lines = [annotator.about]
+    lines = [described(annotator)]
     for name, setting in annotator.settings.items():
         scope = f", {setting.min} to {setting.max}" if isinstance(setting, Param) else ""
         if isinstance(setting, Choice):

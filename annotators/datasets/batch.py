@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import ANNOTATORS
-from ..base import AnnotatorError, Picture, needed
+from ..base import AnnotatorError, Picture
 from ..files import PART, whole
 from ..settings import complete, meant
 from .shards import Maker, failures, is_made
@@ -21,7 +21,6 @@ from .sources import Job, jobs_of
 RECORD = "annotated.json"
 """In the folder of the shards: how they were made."""
 
-RAY = "'ray[data]'"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ def annotate_dataset(
 def _check(maker: Maker, workers: int) -> None:
     """Raises AnnotatorError where nothing can be made; weights are the workers' affair."""
     if workers:
-        needed("ray.data", to_install=RAY)
+        from ..scale import packages
+
+        packages()
     else:
         maker.check()
 

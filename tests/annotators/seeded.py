@@ -1,43 +1,58 @@
-"""Seeded weights for the tests that loop over all annotators: name -> function(give)."""
+"""Small networks for the tests that loop over all annotators: name -> function(give, patch).
+
+Most are seeded weights; what needs a package of its own is a stand-in (standins.py).
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from controlnet_pack.annotators import ANNOTATORS
 
-from . import line_nets, tiny_nets
+from . import line_nets, standins, tiny_nets
+
+Seed = Callable[[Any, pytest.MonkeyPatch], None]
 
 
-def _line_net(name: str) -> Callable[[Any], None]:
-    """Gives the annotator's seeded weights at full size; only for small networks."""
-    return _first(name, lambda: line_nets.weights(name))
+def _line_net(name: str) -> Seed:
+    """Gives the annotator's seeded weights; the wide networks are made narrow."""
+
+    def seed(give: Any, patch: pytest.MonkeyPatch) -> None:
+        standins.narrow(patch)
+        shapes = line_nets.shapes_of(line_nets.empty(name))
+        for weights in ANNOTATORS[name].weights:
+            give(weights, line_nets.weights_of(name, shapes))
+
+    return seed
 
 
-def _all(name: str, tensors: Callable[[], Any]) -> Callable[[Any], None]:
+def _all(name: str, tensors: Callable[[], Any]) -> Seed:
     """Gives what `tensors()` makes as each of the annotator's weights."""
-    return lambda give: [give(weights, tensors()) for weights in ANNOTATORS[name].weights]
+    return lambda give, _: [give(weights, tensors()) for weights in ANNOTATORS[name].weights]
 
 
-def _zoe(give: Any) -> None:
+def _zoe(give: Any, _: pytest.MonkeyPatch) -> None:
     """The net of two domains, and that of one."""
     for weights, domains in zip(ANNOTATORS["zoe"].weights, (2, 1), strict=True):
         give(weights, tiny_nets.zoe(domains))
 
 
-def _first(name: str, tensors: Callable[[], Any]) -> Callable[[Any], None]:
-    """Gives what `tensors()` makes as the first weights of the annotator."""
-    return lambda give: give(ANNOTATORS[name].weights[0], tensors())
+def _stand_in(name: str) -> Seed:
+    return lambda _, patch: getattr(standins, name)(patch)
 
 
-SEEDED: dict[str, Callable[[Any], None]] = {
+LINES = ("hed", "lineart", "lineart_anime", "manga_line", "mlsd", "pidinet", "teed")
+STAND_INS = ("animal_pose", "blazepose", "dwpose", "openpose", "person", "salient")
+
+SEEDED: dict[str, Seed] = {
     "depth_anything": _all("depth_anything", tiny_nets.depth_anything),
     "depth_anything_v2": _all("depth_anything_v2", tiny_nets.depth_anything),
-    "midas": _first("midas", tiny_nets.midas),
-    "midas_normal": _first("midas_normal", tiny_nets.midas),
-    "normal_bae": _first("normal_bae", tiny_nets.normal_bae),
-    "segments": _first("segments", tiny_nets.segments),
-    "mlsd": _line_net("mlsd"),
-    "pidinet": _line_net("pidinet"),
-    "teed": _line_net("teed"),
+    "midas": _all("midas", tiny_nets.midas),
+    "midas_normal": _all("midas_normal", tiny_nets.midas),
+    "normal_bae": _all("normal_bae", tiny_nets.normal_bae),
+    "segments": _all("segments", tiny_nets.segments),
     "zoe": _zoe,
+    **{name: _line_net(name) for name in LINES},
+    **{name: _stand_in(name) for name in STAND_INS},
 }

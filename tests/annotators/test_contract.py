@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 
 from controlnet_pack import annotators
-from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, Choice, Param, annotate
+from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, Choice, Flag, Param, annotate
 
 from .conftest import giving
 from .seeded import SEEDED
-
-OWN_TESTS = pytest.mark.skip(reason="no small seeded weights: it has tests of its own")
-NAMES = [
-    name if not record.weights or name in SEEDED else pytest.param(name, marks=OWN_TESTS)
-    for name, record in ANNOTATORS.items()
-]
 
 
 @pytest.fixture(params=ANNOTATORS)
@@ -24,7 +18,7 @@ def record(request):
     return ANNOTATORS[request.param]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ANNOTATORS)
 def annotator(request, tmp_path_factory):
     """An annotator at the picture's own size, with a mask or seeded weights where it needs them."""
     found = ANNOTATORS[request.param]
@@ -37,9 +31,10 @@ def annotator(request, tmp_path_factory):
         return found(image, **{"resolution": 0, **params})
 
     annotated.record = found
-    with giving(tmp_path_factory.mktemp(found.name)) as give:
+    folder = tmp_path_factory.mktemp(found.name)
+    with giving(folder) as give, pytest.MonkeyPatch.context() as patch:
         if found.weights:
-            SEEDED[found.name](give)
+            SEEDED[found.name](give, patch)
         yield annotated
 
 
@@ -167,6 +162,19 @@ def test_every_choice(annotator):
     for name, setting in annotator.record.params.items():
         for choice in setting.choices if isinstance(setting, Choice) else ():
             assert annotator(picture(16, 16, 3), **{name: choice}).shape == (16, 16, 3)
+
+
+def test_every_flag(annotator):
+    for name, setting in annotator.record.params.items():
+        if isinstance(setting, Flag):
+            hint = annotator(picture(16, 16, 3), **{name: not setting.default})
+            assert hint.shape == (16, 16, 3)
+
+
+def test_finds_something_in_noise_or_in_blocks(annotator):
+    blocks = picture(3, 3, 3).repeat(32, axis=0).repeat(32, axis=1)
+    hints = [annotator(image) for image in (picture(64, 64, 3), blocks)]
+    assert any(hint.min() < hint.max() for hint in hints)
 
 
 @pytest.mark.parametrize(("end", "step"), [("min", -1), ("max", 1)])

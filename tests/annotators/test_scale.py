@@ -1,4 +1,4 @@
-"""Shards when a process dies in the middle of one: in this process's stead, and with Ray."""
+"""Shards when a process dies in the middle of one: of the only process, and of Ray's workers."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def run(folder: Path, *options: str, name: str = "canny") -> subprocess.CompletedProcess:
     """The command line, in which one process dies in the middle of a shard, once."""
     place = folder.parent / "site"
     place.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
     told = {"PYTHONPATH": str(place), "CLDM_TEST_DIED": str(folder.parent / "died")}
     return subprocess.run(
         [
-            *(sys.executable, "-m", "annotators", "canny", folder, folder.parent / "out"),
+            *(sys.executable, "-m", "annotators", name, folder, folder.parent / "out"),
             *("--shards", "3", *options),
         ],
         cwd=ROOT,
@@ -93,10 +93,17 @@ def test_ray_makes_what_one_process_makes_though_a_worker_is_killed(folder, tmp_
     assert content(tmp_path / "out") == expected
 
 
-def test_what_workers_lack_is_told_in_a_sentence(folder, tmp_path):
+@pytest.mark.slow
+def test_what_workers_lack_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="needs ray[data], the extra scale")
-    (tmp_path / "died").touch()
-    ...
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+    monkeypatch.delenv("CLDM_ANNOTATORS", raising=False)
+    done = run(folder, "--workers", "1", name="hed")
+    assert done.returncode == 2
+    said = "hed: ControlNetHED.pth (29 MB) isn't here and couldn't be downloaded: HF_HUB_OFFLINE is"
+    assert said in done.stderr
+    assert [*content(tmp_path / "out")] == ["annotated.json"]
 
 
 def test_without_ray_it_says_how_to_install_it(folder, tmp_path, monkeypatch):

@@ -197,7 +197,7 @@ def test_weights_that_may_not_be_used_commercially_can_be_switched_off(no_networ
     assert weights.locate(NET)
     sentence = (
         "net.pth may not be used commercially (research only), and such weights are switched off "
-        "here: choose another annotator, or unset CLDM_COMMERCIAL_ONLY."
+        "here: choose another annotator, or start without CLDM_COMMERCIAL_ONLY in the environment."
     )
     with pytest.raises(AnnotatorError, match=f"^{re.escape(sentence)}$"):
         weights.locate(research)
