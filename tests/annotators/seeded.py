@@ -38,6 +38,12 @@ def _zoe(give: Any, _: pytest.MonkeyPatch) -> None:
         give(weights, tiny_nets.zoe(domains))
 
 
+def _oneformer(give: Any, _: pytest.MonkeyPatch) -> None:
+    """Nets of 150 and of 133 classes."""
+    for weights in ANNOTATORS["oneformer"].weights:
+        give(weights, tiny_nets.oneformer(133 if "coco" in weights.repository else 150))
+
+
 def _stand_in(name: str) -> Seed:
     return lambda _, patch: getattr(standins, name)(patch)
 
@@ -51,7 +57,9 @@ SEEDED: dict[str, Seed] = {
     "midas": _all("midas", tiny_nets.midas),
     "midas_normal": _all("midas_normal", tiny_nets.midas),
     "normal_bae": _all("normal_bae", tiny_nets.normal_bae),
+    "oneformer": _oneformer,
     "segments": _all("segments", tiny_nets.segments),
+    "uniformer": _all("uniformer", tiny_nets.uniformer),
     "zoe": _zoe,
     **{name: _line_net(name) for name in LINES},
     **{name: _stand_in(name) for name in STAND_INS},
