@@ -11,7 +11,7 @@ it suddenly, usually within 10k steps. The loss hardly shows it; adherence on he
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,8 +65,8 @@ class Convergence:
 
     def __str__(self) -> str:
         """One or two sentences for the user."""
-        name = "adherence" if self.score is None else self.score.title
-        before, after = (self.said(value) for value in (self.before, self.after))
+        name, said = _named(self.score)
+        before, after = said(self.before), said(self.after)
         went = "rose" if self.after > self.before else "fell"
         text = (
             f"Sudden convergence at about step {self.step} (between {self.between[0]} and "
@@ -75,10 +75,6 @@ class Convergence:
         if self.lost is None:
             return text
         return f"{text} It was lost again by step {self.lost}: take a checkpoint from before."
-
-    def said(self, value: float) -> str:
-        """A number of the score as text."""
-        return f"{value:.2f}" if self.score is None else self.score.said(value)
 
 
 def find(curve: History | Curve, score: Score | None = None) -> Convergence | None:
@@ -96,12 +92,8 @@ def find(curve: History | Curve, score: Score | None = None) -> Convergence | No
     parabola by 6 in BIC. So neither slow rises nor single spikes are taken for a jump. More
     evaluations on the new level don't unsay it; falling back does, and is said.
     """
-    if isinstance(curve, History):
-        score = score or _score_of(curve)
-        curve = curve.series("adherence")
-    sign = -1.0 if score is not None and not score.higher_is_better else 1.0
-    span = sign * (1.0 if score is None else score.span)
-    steps, values = _sorted(curve)
+    steps, values, score = _points(curve, score)
+    span = _signed_span(score)
     values = values / span
     found = _latest(steps, values)
     if found is None:
@@ -110,6 +102,45 @@ def find(curve: History | Curve, score: Score | None = None) -> Convergence | No
     before, after = found.before * span, found.after * span
     certain = _certain(found, steps, values)
     return replace(found, before=before, after=after, certain=certain, lost=lost, score=score)
+
+
+def verdict(curve: History | Curve, score: Score | None = None) -> str:
+    """What there is to say of a run's convergence, in one or two sentences; arguments as `find`."""
+    found = find(curve, score)
+    if found is not None:
+        return str(found)
+    steps, values, score = _points(curve, score)
+    if not len(steps):
+        return "Adherence wasn't measured."
+    name, said = _named(score)
+    start, end = float(np.median(values[:HELD])), float(np.median(values[-HELD:]))
+    text = f"No sudden convergence in {int(steps[-1])} steps so far"
+    if len(steps) <= HELD:
+        return f"{text}, and too few evaluations to tell: {name} is {said(float(values[-1]))}."
+    span = _signed_span(score)
+    noise = max(LEAST_NOISE, _jitter(values / span, 0, 0))
+    if (end - start) / span >= max(LEAST_RISE, CLEAR * noise):
+        return f"{text}, but {name} gets better: from {said(start)} to {said(end)}."
+    return f"{text}: {name} stays at about {said(end)}."
+
+
+def _points(curve: History | Curve, score: Score | None) -> tuple[Array, Array, Score | None]:
+    """Steps and numbers in order, and the score that they are of."""
+    if isinstance(curve, History):
+        return *_sorted(curve.series("adherence")), score or _score_of(curve)
+    return *_sorted(curve), score
+
+
+def _signed_span(score: Score | None) -> float:
+    """By what to divide the score's numbers for the better ones to be larger, spread about 1."""
+    if score is None:
+        return 1.0
+    return score.span if score.higher_is_better else -score.span
+
+
+def _named(score: Score | None) -> tuple[str, Callable[[float], str]]:
+    """What the numbers are called, and how one is said."""
+    return ("adherence", "{:.2f}".format) if score is None else (score.title, score.said)
 
 
 def _score_of(history: History) -> Score | None:

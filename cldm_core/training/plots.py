@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import CldmError
 from ..pipeline import Picture
 from ..sheets_canvas import BACKGROUND, BRIGHT, DIM, LINE, PANEL, TEXT, evenly, number, printable
-from .convergence import Convergence, find
+from .convergence import Convergence, find, verdict
 from .history import History
 from .scores import SCORES, Score
 
@@ -109,7 +109,8 @@ def training_plot(
         )
         if shown
     ]
-    return _drawn(curves, convergence, printable(title), panels)
+    said = verdict(history) if convergence is None else str(convergence)
+    return _drawn(curves, convergence, printable(title), wrap(said, LETTERS), panels)
 
 
 Draw = Callable[[Any, Curves, "Convergence | None"], None]
@@ -119,6 +120,7 @@ def _drawn(
     curves: Curves,
     convergence: Convergence | None,
     title: str,
+    said: Sequence[str],
     panels: Sequence[tuple[float, Draw]],
 ) -> Picture:
     try:
@@ -130,7 +132,6 @@ def _drawn(
         ) from error
 
     weights = [weight for weight, _ in panels]
-    said = wrap(_said(curves, convergence), LETTERS)
     head, foot, height = 0.74 + 0.21 * len(said), 0.62, sum(weights) + 0.28 * (len(weights) - 1)
     whole = head + height + foot
     figure = Figure(figsize=(WIDTH, whole), dpi=DPI, facecolor=BACKGROUND)
@@ -158,16 +159,6 @@ def _drawn(
     figure.align_ylabels()
     canvas.draw()
     return np.array(np.asarray(canvas.buffer_rgba())[..., :3], np.uint8)
-
-
-def _said(curves: Curves, convergence: Convergence | None) -> str:
-    """The sentence below the title."""
-    if convergence is not None:
-        return str(convergence)
-    if not curves.adherence:
-        return f"{curves.last} steps; adherence wasn't measured."
-    value = curves.said(curves.adherence[-1][1])
-    return f"No sudden convergence in {curves.last} steps so far; {curves.title} is {value}."
 
 
 def _styled(axis: Any, last_step: int, *, last: bool) -> None:

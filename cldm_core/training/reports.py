@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..pictures import write_picture
+from .convergence import find
 from .evaluate import Evaluation, HeldOut
 from .history import History
 from .plots import training_plot
-from .samples import Samples, sample_sheet
+from .samples import MOST_COLUMNS, Samples, sample_sheet
 from .tensorboard import TensorBoard
 
 PLOT, SHEET = "plot.png", "samples.png"
@@ -42,7 +43,8 @@ class Reports(History):
     def show(self, evaluation: Evaluation) -> None:
         """Keeps the pictures of an evaluation, and draws sheet and plot anew."""
         self.samples.note(evaluation)
-        sheet = sample_sheet(self.held_out, self.samples.read(self))
+        evaluations = self.samples.read(self, MOST_COLUMNS)
+        sheet = sample_sheet(self.held_out, evaluations, convergence=find(self))
         write_picture(sheet, self.folder / SHEET)
         if self.board is not None:
             self.board.picture(evaluation.step, "samples", sheet)

@@ -59,10 +59,17 @@ class Samples:
         names = (one.name for one in self.folder.iterdir() if one.is_dir())
         return sorted(int(name) for name in names if name.isdecimal())
 
-    def read(self, history: History) -> list[Evaluation]:
-        """The evaluations by step, with the scores that the history has of them."""
+    def read(self, history: History, most: int | None = None) -> list[Evaluation]:
+        """The evaluations by step, with the scores that the history has of them.
+
+        most: of many so many, evenly spread with the first and the last.
+        """
         rows = {row["step"]: row for row in history.read() if "zero_norms" in row}
-        return [self._read(step, rows.get(step, {})) for step in self.steps()]
+        steps = self.steps()
+        kept = (
+            steps if most is None or not steps else [steps[at] for at in evenly(len(steps), most)]
+        )
+        return [self._read(step, rows.get(step, {})) for step in kept]
 
     def rewind(self, step: int) -> None:
         """Removes what was sampled after `step`."""

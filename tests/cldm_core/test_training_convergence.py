@@ -8,7 +8,7 @@ import pytest
 
 from controlnet_pack.cldm_core import CldmError
 from controlnet_pack.cldm_core.training import convergence
-from controlnet_pack.cldm_core.training.convergence import Convergence, find
+from controlnet_pack.cldm_core.training.convergence import Convergence, find, verdict
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.scores import SCORES
 
@@ -227,6 +227,46 @@ def test_a_history_brings_its_score(tmp_path) -> None:
     assert found is not None
     assert found.score is SCORES["colour_error"]
     assert found.between == (300, 400)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], "Adherence wasn't measured."),
+        (
+            [0.3, 0.7],
+            "No sudden convergence in 100 steps so far, and too few evaluations to tell: adherence "
+            "is 0.70.",
+        ),
+        (
+            [0.3, 0.31, 0.29, 0.3, 0.32, 0.31],
+            "No sudden convergence in 500 steps so far: adherence stays at about 0.31.",
+        ),
+        (
+            [0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+            "No sudden convergence in 500 steps so far, but adherence gets better: from 0.30 to "
+            "0.60.",
+        ),
+        (
+            [0.3] * 4 + [0.7] * 4,
+            "Sudden convergence at about step 350 (between 300 and 400): adherence rose from 0.30 "
+            "to 0.70.",
+        ),
+    ],
+)
+def test_there_is_a_verdict_on_every_run(values: list[float], expected: str) -> None:
+    assert verdict(curve(values)) == expected
+
+
+def test_the_verdict_on_a_score_of_which_less_is_better_is_in_its_unit() -> None:
+    falling = curve([40, 36, 32, 28, 24, 20])
+    assert verdict(falling, SCORES["colour_error"]) == (
+        "No sudden convergence in 500 steps so far, but colour error gets better: from 36.0 dE to "
+        "24.0 dE."
+    )
+    assert "stays at about 36.0 dE" in verdict(
+        [(500 - step, value) for step, value in falling], SCORES["colour_error"]
+    )
 
 
 def test_steps_below_zero_are_refused() -> None:

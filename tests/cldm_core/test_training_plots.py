@@ -274,6 +274,15 @@ def test_samples_are_read_as_they_were_noted(tmp_path) -> None:
         assert one.scored_by is SCORES["edge_f1"]
 
 
+def test_of_many_samples_some_are_read_with_both_ends(tmp_path) -> None:
+    samples = Samples(tmp_path)
+    assert samples.read(History(tmp_path), most=3) == []
+    for step in range(0, 100, 10):
+        samples.note(evaluation(step, 1))
+    steps = [one.step for one in samples.read(History(tmp_path), most=3)]
+    assert (len(steps), steps[0], steps[-1]) == (3, 0, 90)
+
+
 def test_more_than_a_hundred_samples_keep_their_order(tmp_path) -> None:
     samples = Samples(tmp_path)
     samples.note(evaluation(0, 120))
