@@ -106,7 +106,7 @@ def _hint(
         return None
     try:
         return make_hint(maker, target, pair.named)
-    except Exception as error:  # any function may be handed in, and fail in its own way
+    except CldmError as error:
         findings.append(("not made", str(error)))
         return None
 

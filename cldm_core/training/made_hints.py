@@ -24,7 +24,10 @@ def make_hint(maker: Maker, target: Picture, named: str) -> Picture:
     named: what to call the pair in a message. A hint of another size, as annotators with a
     resolution of their own make them, is brought to the target's.
     """
-    made = np.asarray(maker(target))
+    try:
+        made = np.asarray(maker(target))
+    except Exception as error:  # any function may be handed in, and fail in its own way
+        raise CldmError(f"{named}: its hint can't be made. {error}") from error
     grey = made.ndim == 2 or (made.ndim == 3 and made.shape[-1] == 1)
     if grey:
         made = np.repeat(made.reshape(*made.shape[:2], 1), 3, axis=-1)

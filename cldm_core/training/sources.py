@@ -231,16 +231,25 @@ def _pictures(folder: Path, without: Path | None) -> Iterator[str]:
 
 
 def _files(folder: Path, without: Path | None, endings: Sequence[str]) -> Iterator[str]:
-    """Files of a folder and of those inside it, relative to it; `without` is left out."""
+    """Files of a folder and of those inside it, relative to it; not hidden ones.
+
+    The folder `without` is left out.
+    """
+    left_out = None if without is None else os.path.realpath(without)
 
     def refuse(error: OSError) -> None:
         raise missing(folder, error) from error
 
     for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if without is None or Path(place, name) != without]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(place, name)) != left_out
+        ]
         inner = os.path.relpath(place, folder)
         for name in files:
-            if os.path.splitext(name)[1].lower() in endings:
+            # macOS leaves ._NAME.png beside NAME.png.
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in endings:
                 yield name if inner == "." else f"{inner}/{name}".replace(os.sep, "/")
 
 

@@ -16,10 +16,12 @@ from controlnet_pack.cldm_core.training.buckets import (
     nearest_bucket,
     picture_sizes,
 )
+from controlnet_pack.cldm_core.training.circles import CirclePairs
+from controlnet_pack.cldm_core.training.dataset_writer import write_shards
 from controlnet_pack.cldm_core.training.draws import permutation, reals
 from controlnet_pack.cldm_core.training.order import Order
 from controlnet_pack.cldm_core.training.pairs import Pair, held_picture
-from controlnet_pack.cldm_core.training.sources import ListedPairs, open_source
+from controlnet_pack.cldm_core.training.sources import ListedPairs, hold_out, open_source
 from controlnet_pack.cldm_core.training.views import View
 
 from .training_pairs import ToyEncoders, line_hint, picture, unhinted, write_prompt_json
@@ -220,6 +222,11 @@ def test_hints_are_made_of_the_mirrored_crop():
     assert hint[..., 32:].eq(0).all()
 
 
+def test_a_function_that_fails_is_named_with_its_pair(source):
+    with pytest.raises(CldmError, match=r"pair \d: its hint can't be made\. division by zero"):
+        batches(unhinted(source), hints=lambda _: 1 / 0)[0]
+
+
 @pytest.mark.parametrize(
     "wrong", [lambda p: p / 255, lambda p: p[..., :2], lambda p: p[None], lambda _: "no picture"]
 )
@@ -251,6 +258,19 @@ def test_a_vanished_file_is_a_sentence_at_its_batch(tmp_path):
         (tmp_path / "target" / f"{number}.png").unlink()
     with pytest.raises(CldmError, match=r"There is no file .*\.png: was it moved or deleted"):
         [*itertools.islice(run, 9)]
+
+
+def test_processes_share_the_batches_of_shards(tmp_path):
+    write_shards(CirclePairs(24, 32), tmp_path, per_shard=6)
+    train, held = hold_out(open_source(tmp_path), 4)
+    settings = {"resolution": 32, "flip": True}
+    one = batches(train, batch_size=4, **settings)
+    two = [batches(train, rank=rank, world=2, **settings) for rank in (0, 1)]
+    for index in range(7):
+        assert_equal(joined(*(part[index] for part in two)), one[index])
+    names = {name for index in range(one.per_epoch) for name in one[index].names}
+    assert len(names) == 20
+    assert not names & {held[number].name for number in range(4)}
 
 
 # ---- buckets

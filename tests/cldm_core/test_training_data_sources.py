@@ -109,6 +109,20 @@ def test_a_folder_of_hints_anywhere(tmp_path):
         open_source(tmp_path / "mine", conditioning=tmp_path / "none")
 
 
+def test_hints_inside_the_folder_are_no_targets_however_they_are_named(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", tmp_path / "a" / "lines")
+    monkeypatch.chdir(tmp_path)
+    assert_numbered(open_source("a", conditioning=tmp_path / "a" / "lines"))
+    assert_numbered(open_source(tmp_path / "a", conditioning="a/lines"))
+
+
+def test_hidden_files_are_no_pictures(tmp_path):
+    write_folder(tmp_path, tmp_path / "hints")
+    (tmp_path / "._0.png").write_bytes(b"macOS")
+    write_picture(picture(0), tmp_path / ".thumbs" / "0.png")
+    assert_numbered(open_source(tmp_path))
+
+
 def test_folders_inside_a_folder(tmp_path):
     write_folder(tmp_path / "a" / "b", tmp_path / "hints" / "a" / "b")
     source = open_source(tmp_path)
