@@ -38,11 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if name == LIST:
         print(listed())
         return 0
-    # OpenCV and FFmpeg log what they can't read; that is said below, once and as a sentence.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    import cv2
-
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    _silence()
     try:
         return _run(ANNOTATORS[name], **options)
     except (AnnotatorError, OSError) as error:
@@ -50,6 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _silence() -> None:
+    """OpenCV and FFmpeg log what they can't read; here that is said once and as a sentence."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    import cv2
+
+    # OpenCV 4, else 5.
+    (getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel)(0)
 
 
 def _run(

@@ -20,6 +20,7 @@ VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 CODECS = {".avi": "MJPG", ".webm": "VP80"}
 """The codec for each ending of a video; mp4v for the others."""
 RAW = ".npy"
+PNG, PNG_END = b"\x89PNG", b"IEND"
 PART = ".part"
 """What the names of unfinished files have before their ending."""
 
@@ -37,7 +38,9 @@ def decoded(data: bytes, name: object) -> Picture:
     import cv2
 
     file = np.frombuffer(data, np.uint8)
-    pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size else None
+    # Of a PNG that breaks off libpng complains on its own.
+    is_cut = data.startswith(PNG) and PNG_END not in data
+    pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size and not is_cut else None
     if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
         return cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGRA2RGBA)
     # Decoded again, since only so OpenCV turns a photograph upright and brings 16 bits down to 8.

@@ -93,6 +93,17 @@ def test_damaged_file(capfd, png, tmp_path, length):
     assert said == f"canny: {png} is no picture that OpenCV can read, or it is damaged.\n"
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_file_that_breaks_off(capfd, tmp_path, ending, part):
+    source = tmp_path / f"in.{ending}"
+    smooth = np.add.outer(np.arange(200), np.arange(300)).astype(np.uint8)
+    _, data = cv2.imencode(source.suffix, smooth)
+    source.write_bytes(data.tobytes()[: int(len(data) * part)])
+    said = refused(capfd, "canny", source, tmp_path / "out.png")
+    assert said == f"canny: {source} is no picture that OpenCV can read, or it is damaged.\n"
+
+
 def test_parameter_out_of_range(capfd, png, tmp_path):
     out = tmp_path / "out.png"
     said = refused(capfd, "canny", png, out, "--low_threshold", 300)
