@@ -150,7 +150,17 @@ _DEPTHS = ("midas", "depth_anything_v2", "depth_anything", "zoe")
 _MASKS = ("mask", "person", "salient", "threshold", "binary")
 _POSES = ("openpose", "dwpose", "blazepose")
 _COLOURS = (
-    *("tile", "color_grid", "blur", "shuffle", "segments", "normal_bae", "midas_normal"),
+    *(
+        "tile",
+        "color_grid",
+        "blur",
+        "shuffle",
+        "segments",
+        "oneformer",
+        "uniformer",
+        "normal_bae",
+        "midas_normal",
+    ),
     *("normal_from_depth", "grey", "recolor_luminance", "recolor_intensity", "invert"),
 )
 
