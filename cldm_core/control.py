@@ -129,15 +129,21 @@ class Control:
         return None if self.mode == "balanced" else weights_for(self.net, self.mode, self.curve)
 
     def evaluate(
-        self, features: Any, strength: float, x: Tensor, timesteps: Tensor, context: Tensor
+        self,
+        features: Any,
+        strength: float,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        y: Tensor | None = None,
     ) -> Residuals | tuple[Patch, ...]:
-        """What the net adds to the UNet, with the strength of the step."""
+        """What the net adds to the UNet, with the strength of the step; y: SDXL's vectors."""
         if isinstance(self.net, ControlLLLite):
             patches = self.net(x, features, timesteps, context, strength=strength)
             if self.mask is None:
                 return patches  # type: ignore[no-any-return]
             return tuple(mask_patch(patch, self.mask) for patch in patches)
-        residuals: Residuals = self.net(x, features, timesteps, context)
+        residuals: Residuals = self.net(x, features, timesteps, context, y)
         weights = self._weights
         residuals = weigh(
             residuals, strength if weights is None else [strength * weight for weight in weights]
@@ -149,5 +155,5 @@ class Control:
         return mask_residuals(residuals, self.mask, sizes)
 
 
-Active = Callable[[Tensor, Tensor, Tensor], Residuals | tuple[Patch, ...]]
-"""A control at one step: latents, timesteps and text to what it adds."""
+Active = Callable[[Tensor, Tensor, Tensor, Tensor | None], Residuals | tuple[Patch, ...]]
+"""A control at one step: latents, timesteps, text and SDXL's vectors to what it adds."""

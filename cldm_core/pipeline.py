@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -45,8 +45,14 @@ class Autoencoder(Protocol):
         """(B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1]."""
 
 
-TextEncoder = Callable[[Sequence[str]], Tensor]
-"""Prompts to embeddings (B, tokens, context_dim)."""
+TextEncoder = Callable[..., Any]
+"""Prompts to embeddings (B, tokens, context_dim).
+
+One with an attribute `sized` that is true, as SDXL needs it, also gets (height, width) of the
+pictures in pixels, and gives the embeddings and the vectors y (B, adm_in_channels).
+"""
+SchedulerMaker = Callable[[str, NoiseSchedule, Prediction], Any]
+"""Name, noise schedule and prediction to a scheduler as diffusers has them."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,19 @@ class Settings:
             )
 
 
+class Text(NamedTuple):
+    """One side of the guidance: embeddings (B, tokens, context_dim) and SDXL's vectors, if any."""
+
+    context: Tensor
+    y: Tensor | None
+
+
 @dataclass(frozen=True)
 class Pipeline:
     """The parts of a text-to-image model, and the sampling loop over them.
 
     prediction: what the UNet predicts; None takes it from the UNet's configuration.
+    scheduler_maker: where schedulers come from; None takes those of diffusers.
     """
 
     unet: ControlledUNet
@@ -97,6 +111,7 @@ class Pipeline:
     encode_text: TextEncoder
     prediction: Prediction | None = None
     schedule: NoiseSchedule = field(default_factory=NoiseSchedule)
+    scheduler_maker: SchedulerMaker | None = None
 
     @torch.inference_mode()
     def __call__(
@@ -119,7 +134,8 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         _check(settings, prompts, controls, self.unet.config)
         prediction = self.prediction or self.unet.config.prediction
-        scheduler = make_scheduler(settings.scheduler, self.schedule, prediction)
+        make = self.scheduler_maker or make_scheduler
+        scheduler = make(settings.scheduler, self.schedule, prediction)
         if settings.steps >= self.schedule.timesteps:
             raise CldmError(
                 f"{settings.steps} steps were asked for: the model was trained on "
@@ -127,10 +143,10 @@ class Pipeline:
             )
         scheduler.set_timesteps(settings.steps)
         weight = next(self.unet.parameters())
-        unconditional, *conditional = self.encode_text([negative, *prompts]).to(weight)
-        sides = [torch.stack(conditional)]
+        context, y = self._encoded([negative, *prompts], settings, weight)
+        sides = [Text(context[1:], None if y is None else y[1:])]
         if settings.guidance != 1:
-            sides.insert(0, unconditional[None])
+            sides.insert(0, Text(context[:1], None if y is None else y[:1]))
         latents = _noise(settings).to(weight) * scheduler.init_noise_sigma
         features = [control.encode(weight) for control in controls]
         generator = torch.Generator().manual_seed(settings.seed)
@@ -153,11 +169,18 @@ class Pipeline:
         pixels = self.autoencoder.decode(latents)
         return _to_picture(pixels)
 
+    def _encoded(self, prompts: Sequence[str], settings: Settings, like: Tensor) -> Text:
+        """The prompts' texts, in the type and on the device of `like`."""
+        if not getattr(self.encode_text, "sized", False):
+            return Text(self.encode_text(prompts).to(like), None)
+        context, y = self.encode_text(prompts, (settings.height, settings.width))
+        return Text(context.to(like), y.to(like))
+
     def _guided(
         self,
         x: Tensor,
         timestep: Tensor,
-        sides: Sequence[Tensor],
+        sides: Sequence[Text],
         active: Sequence[Sequence[Active]],
         guidance: float,
     ) -> Tensor:
@@ -172,18 +195,19 @@ class Pipeline:
         negative = self._side(x, timestep, sides[0], active[0])
         return negative + guidance * (positive - negative)
 
-    def _side(self, x: Tensor, timestep: Tensor, text: Tensor, active: Sequence[Active]) -> Tensor:
+    def _side(self, x: Tensor, timestep: Tensor, text: Text, active: Sequence[Active]) -> Tensor:
         timesteps = timestep.to(x).expand(x.shape[0])
-        context = text.expand(x.shape[0], -1, -1)
+        context = text.context.expand(x.shape[0], -1, -1)
+        y = None if text.y is None else text.y.expand(x.shape[0], -1)
         residuals: Residuals | None = None
         patches: list[Patch] = []
         for evaluate in active:
-            found = evaluate(x, timesteps, context)
+            found = evaluate(x, timesteps, context, y)
             if isinstance(found, Residuals):
                 residuals = found if residuals is None else merge(residuals, found)
             else:
                 patches += found
-        out: Tensor = self.unet(x, timesteps, context, control=residuals, patches=patches)
+        out: Tensor = self.unet(x, timesteps, context, y, control=residuals, patches=patches)
         return out
 
 

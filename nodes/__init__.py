@@ -7,7 +7,7 @@ import logging
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .annotate import ANNOTATOR_NODES
-from .contract import CONTROL, EMBEDDED, complaint, lacking
+from .contract import CONTROL, EMBEDDED, TRAINING, complaint, lacking
 from .hints import HINT_NODES
 from .pose import POSE_NODES
 
@@ -46,9 +46,17 @@ def embedded_nodes() -> Nodes:
     return [LoadTinyModel]
 
 
+def training_nodes() -> Nodes:
+    """The nodes that train."""
+    from .train import TRAINING_NODES
+
+    return TRAINING_NODES
+
+
 PARTS = (
     (CONTROL, "the nodes around control nets are", control_nodes),
     (EMBEDDED, "Load Tiny Demo Model is", embedded_nodes),
+    ((*CONTROL, *TRAINING), "the nodes that train are", training_nodes),
 )
 """What needs which names of the host."""
 

@@ -56,7 +56,19 @@ EMBEDDED = (
     "comfy.utils.calculate_parameters",
 )
 """For the embedded demo model."""
+TRAINING = (
+    "comfy.model_base.ModelType.V_PREDICTION",
+    "comfy.model_management.processing_interrupted",
+    "comfy.model_management.soft_empty_cache",
+    "comfy.model_management.throw_exception_if_processing_interrupted",
+    "comfy.model_management.unload_all_models",
+    "comfy.samplers.calculate_sigmas",
+    "folder_paths.get_input_directory",
+    "folder_paths.get_output_directory",
+)
+"""For the nodes that train, beside those around control nets."""
 ANNOTATORS_HOST = (
+    "comfy.model_management.current_loaded_models",
     "comfy.model_management.throw_exception_if_processing_interrupted",
     "comfy.utils.ProgressBar.update_absolute",
     "folder_paths.add_model_folder_path",

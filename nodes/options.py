@@ -150,7 +150,7 @@ class ControlSpeed(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, reuse: int, cuda_graphs: bool = True, options: Settings | None = None
+        cls, reuse: int, options: Settings | None = None, cuda_graphs: bool = True
     ) -> io.NodeOutput:
         speed = {"reuse": reuse, "record_calls": cuda_graphs}
         return io.NodeOutput(replace(options or Settings(), **speed))

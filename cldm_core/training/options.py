@@ -125,21 +125,28 @@ def checked(settings: type[C], values: Mapping[str, Any], where: str = "") -> C:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The names and values of a YAML file; raises CldmError where it holds anything else."""
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CldmError(f"There is no file {path}: check the name and the folder.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CldmError(f"{path} can't be read as text: {error}.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> dict[str, Any]:
+    """The names and values of a YAML text; raises CldmError, with `name`, for anything else."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
     except yaml.YAMLError as error:
         told = " ".join(str(error).split())
-        raise CldmError(f"{path} is no YAML that can be read: {told}.") from error
+        raise CldmError(f"{name} is no YAML that can be read: {told}.") from error
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise CldmError(f"{path} holds {type(found).__name__}, expected lines such as lr: 1e-5.")
+        raise CldmError(f"{name} holds {type(found).__name__}, expected lines such as lr: 1e-5.")
     return found
 
 

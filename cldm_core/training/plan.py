@@ -46,11 +46,24 @@ class Plan:
 
 def make_plan(config: TrainConfig) -> Plan:
     """Opens the data and loads the nets; raises CldmError where something doesn't fit."""
-    annotator, score = named_annotator(config), score_of(config)
+    annotator = named_annotator(config)
+    score_of(config)  # before the base is loaded: a wrong name is told at once
     base = load_base(config, device_of(config))
-    unet = base.pipeline.unet
+    source = open_data(config, resolution_of(config, base.pipeline.unet.config))
+    return plan_of(config, base, source, annotator)
+
+
+def plan_of(
+    config: TrainConfig, base: Base, source: Source, annotator: Maker | None = None
+) -> Plan:
+    """A run on a base and on pairs that are there already.
+
+    annotator: the function that makes hints, where config names none. Raises CldmError where
+    something doesn't fit.
+    """
+    unet, score = base.pipeline.unet, score_of(config)
     side = resolution_of(config, unet.config)
-    training, held_out = split(config, open_data(config, side))
+    training, held_out = split(config, source)
     maker = annotator if annotator is not None and training[0].hint is None else None
     rank, world, _ = processes()
     batches = Batches(

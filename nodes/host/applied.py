@@ -116,12 +116,16 @@ class Applied:
 
     def send(self) -> None:
         """Shows the text on the node, in the editor that queued the prompt."""
-        # Looked up where the host has it: a script that uses the host's modules has no server.
-        served = getattr(sys.modules.get("server"), "PromptServer", None)
-        server = getattr(served, "instance", None)
-        if self.node is not None and server is not None:
-            data = {"node": self.node, "text": self.text()}
-            server.send_sync(EVENT, data, server.client_id)
+        show_text(self.node, self.text())
+
+
+def show_text(node: str | None, text: str) -> None:
+    """Shows a text on a node in the editor that queued the prompt; on none where node is None."""
+    # Looked up where the host has it: a script that uses the host's modules has no server.
+    served = getattr(sys.modules.get("server"), "PromptServer", None)
+    server = getattr(served, "instance", None)
+    if node is not None and server is not None:
+        server.send_sync(EVENT, {"node": node, "text": text}, server.client_id)
 
 
 def _now(device: torch.device) -> Any:

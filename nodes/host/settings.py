@@ -97,14 +97,16 @@ class Settings:
         count = self.mask.shape[0]
         if not any(batch.areas):
             return self.mask if count == 1 else self.mask[[frame % count for _, frame in places]]
-        return torch.cat(
-            [self._cut(frame % count, batch.prompts[prompt]) for prompt, frame in places]
-        )
+        parts = [self._cut(frame % count, batch.prompts[prompt]) for prompt, frame in places]
+        # What has no area here is as large as what has one, the mask has any size.
+        height, width = next(area[:2] for area in batch.areas if area)
+        size = (HINT_SCALE * height, HINT_SCALE * width)
+        return torch.cat([resized(part, size) for part in parts])
 
     def _cut(self, index: int, row: Any) -> Tensor:
-        """The part (1, h, w) of one mask that lies over a row's area."""
+        """The part (1, h, w) of one mask that lies over a row's area; all of it without one."""
         mask: Tensor = self.mask[index : index + 1]  # type: ignore[index]
-        if row.area is None:
+        if row is None or row.area is None:
             return mask
         height, width = (side * HINT_SCALE for side in row.size)
         return crop_hint(resized(mask, (height, width))[:, None], row.area)[:, 0]
