@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import AnnotatorError
+from .errors import AnnotatorError, Unavailable
 from .pictures import (
     RGB8,
     Mask,
@@ -148,12 +148,12 @@ class Annotator:
 
 
 def needed(package: str, *, to_install: str | None = None) -> ModuleType:
-    """An optional package, imported; raises AnnotatorError with the line that installs it."""
+    """An optional package, imported; raises Unavailable with the line that installs it."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
         name = to_install or package.partition(".")[0]
-        raise AnnotatorError(
+        raise Unavailable(
             f"This annotator needs the package {name}, which can't be imported ({error}). "
             f"Install it with: pip install {name}"
         ) from error

@@ -1,10 +1,14 @@
-"""The one error of the annotators, and how errors are told."""
+"""The errors of the annotators, and how they are told."""
 
 from __future__ import annotations
 
 
 class AnnotatorError(ValueError):
     """A picture, a setting, a name or a file that can't be used; the message says what to do."""
+
+
+class Unavailable(AnnotatorError):
+    """Weights or a package that can't be used: no picture can do anything about that."""
 
 
 def sentence(error: Exception) -> str:

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from .base import AnnotatorError, needed
+from .base import needed
+from .errors import Unavailable
 from .weights import Weights, locate
 
 if TYPE_CHECKING:
@@ -152,14 +153,14 @@ def tensors_of(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"{path} can't be read as weights: it is damaged, or holds more than tensors, which is "
             "not loaded for safety. Get it again."
         ) from error
     while isinstance(content, dict) and (inner := _inner(content)) is not None:
         content = inner
     if not isinstance(content, dict):
-        raise AnnotatorError(f"{path} holds no dictionary of tensors: it is another file.")
+        raise Unavailable(f"{path} holds no dictionary of tensors: it is another file.")
     found = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if found and all(name.startswith("module.") for name in found):
         return {name.removeprefix("module."): value for name, value in found.items()}
@@ -176,7 +177,7 @@ def fill(
 ) -> nn.Module:
     """The net with the tensors as its own; build it under torch.device("meta") to save memory.
 
-    unused: beginnings of names in the file that the net has no place for. Raises AnnotatorError
+    unused: beginnings of names in the file that the net has no place for. Raises Unavailable
     with how many names are missing or too many.
     """
     wanted = net.state_dict()
@@ -191,10 +192,10 @@ def fill(
     ):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise AnnotatorError(f"The file of weights {what} {min(names)}{more}: another file?")
+            raise Unavailable(f"The file of weights {what} {min(names)}{more}: another file?")
     for name, value in usable.items():
         if value.shape != wanted[name].shape:
-            raise AnnotatorError(
+            raise Unavailable(
                 f"{name} has the shape {tuple(value.shape)} in the file of weights, expected "
                 f"{tuple(wanted[name].shape)}: another file?"
             )

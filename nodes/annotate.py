@@ -96,7 +96,7 @@ def node_name(annotator: Annotator) -> str:
 
 
 def described(annotator: Annotator) -> str:
-    """What the annotator makes, the files that limit its use, and whether those are switched off."""
+    """What the annotator makes, and which files limit its use, or are switched off for that."""
     limited = any(not one.commercial for one in annotator.weights)
     if not limited or not weights.commercial_only():
         return annotator.about

@@ -22,7 +22,6 @@ RECORD = "annotated.json"
 """In the folder of the shards: how they were made."""
 
 
-
 @dataclass(frozen=True)
 class Result:
     """What became of a data set.

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..base import BATCH_PIXELS, RESOLUTION, RGB8, Annotator, AnnotatorError, Picture, needed
-from ..errors import about
+from ..errors import Unavailable, about
 from ..files import decoded, encoded, whole
 from ..pictures import on_white, resized, working_size
 from .sources import HINT, Entry, Job, content
@@ -91,7 +91,8 @@ class Maker:
             pixels = decoded(data, entry.name)
             if pixels.shape[-1] == 4 and not self.annotator.reads_alpha:
                 pixels = on_white(pixels)
-            size = working_size(*pixels.shape[:2], int(self.settings[RESOLUTION]))
+            height, width = pixels.shape[:2]
+            size = working_size(height, width, int(self.settings[RESOLUTION]))
             return Ready(entry, data, beside, resized(pixels, *size))
         except (AnnotatorError, OSError) as error:
             return about(entry.name, error)
@@ -109,7 +110,10 @@ class Maker:
         }
         found: list[tuple[Ready, Picture] | str] = []
         for one in window:
-            hint = one if isinstance(one, str) else hints[id(one)]
+            if isinstance(one, str):
+                found.append(one)
+                continue
+            hint = hints[id(one)]
             found.append(hint if isinstance(hint, str) else (one, hint))
         return found
 
@@ -117,6 +121,8 @@ class Maker:
         """The hints of pictures of one size; one that is refused does not take others with it."""
         try:
             return [*self._hints(np.stack([one.pixels for one in group]))]
+        except Unavailable:
+            raise
         except AnnotatorError as error:
             if len(group) == 1:
                 return [about(group[0].entry.name, error)]

@@ -81,7 +81,7 @@ def jobs_of(source: Path, size: int | None = None) -> list[Job]:
     if shards:
         return [Job(name, shard) for name, shard in _named(shards).items()]
     entries = _unique(_entries(source))
-    jobs = []
+    jobs: list[Job] = []
     while some := tuple(islice(entries, size or SHARD_SIZE)):
         jobs.append(Job(f"{len(jobs):06d}", some))
     if not jobs:
