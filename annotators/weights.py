@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .errors import AnnotatorError
+from .errors import Unavailable
 
 FOLDERS_VARIABLE = "CLDM_ANNOTATORS"
 COMMERCIAL_VARIABLE = "CLDM_COMMERCIAL_ONLY"
@@ -90,11 +90,11 @@ def given(weights: Weights, path: Path) -> Iterator[None]:
 
 
 def locate(weights: Weights) -> Path:
-    """The file, fetched where it isn't here yet; raises AnnotatorError with what to do."""
+    """The file, fetched where it isn't here yet; raises Unavailable with what to do."""
     if weights in _given:
         return _given[weights]
     if commercial_only() and not weights.commercial:
-        raise AnnotatorError(
+        raise Unavailable(
             f"{weights.name} may not be used commercially ({weights.licence}), and such weights "
             "are switched off here: choose another annotator, or start without "
             f"{COMMERCIAL_VARIABLE} in the environment."
@@ -106,7 +106,7 @@ def locate(weights: Weights) -> Path:
     path = _download(weights)
     try:
         _check(weights, path, "The download was removed: try again, or tell us if it stays so.")
-    except AnnotatorError:
+    except Unavailable:
         # In the hub's cache a file is a link to the one with the bytes.
         for file in {path, path.resolve()}:
             file.unlink(missing_ok=True)
@@ -148,10 +148,10 @@ def _in_hub_cache(weights: Weights) -> Path | None:
 
 
 def _check(weights: Weights, path: Path, advice: str) -> None:
-    """Raises AnnotatorError where size or digest differ; reads each file once in a process."""
+    """Raises Unavailable where size or digest differ; reads each file once in a process."""
     state = path.stat()
     if weights.bytes is not None and state.st_size != weights.bytes:
-        raise AnnotatorError(
+        raise Unavailable(
             f"{path} has {state.st_size} bytes, but {weights.name} has {weights.bytes}: it is "
             f"damaged, or another file. {advice}"
         )
@@ -161,7 +161,7 @@ def _check(weights: Weights, path: Path, advice: str) -> None:
     if key in _checked:
         return
     if _digest(path) != weights.sha256.lower():
-        raise AnnotatorError(
+        raise Unavailable(
             f"{path} has another SHA-256 digest than {weights.name} is known to have: it is "
             f"damaged, or another file. {advice}"
         )
@@ -215,10 +215,10 @@ def _reason(error: Exception) -> str:
     return first.rstrip(".") or type(error).__name__
 
 
-def _absent(weights: Weights, folder: Path | None, reason: str) -> AnnotatorError:
+def _absent(weights: Weights, folder: Path | None, reason: str) -> Unavailable:
     size = "" if weights.bytes is None else f" ({weights.bytes / 1e6:.0f} MB)"
     where = folder if folder is not None else f"a folder that {FOLDERS_VARIABLE} names"
-    return AnnotatorError(
+    return Unavailable(
         f"{weights.name}{size} isn't here and couldn't be downloaded: {reason}. "
         f"Get it from {weights.page} and put it into {where}."
     )
