@@ -21,7 +21,6 @@ from . import (
     _canny,
     _color_grid,
     _depth_anything,
-    _depth_anything_v2,
     _dwpose,
     _grey,
     _hed,
@@ -74,7 +73,7 @@ __all__ = [
 _RECORDS: tuple[Annotator, ...] = (
     _canny.ANNOTATOR,
     _mask.ANNOTATOR,
-    _depth_anything_v2.ANNOTATOR,
+    _depth_anything.SECOND,
     _depth_anything.ANNOTATOR,
     _normal_bae.ANNOTATOR,
     _pyracanny.ANNOTATOR,

@@ -15,7 +15,7 @@ from .skeleton import draw_all
 POSE = Weights(
     repository="hr16/UnJIT-DWPose",
     file="rtmpose-m_ap10k_256.onnx",
-    revision="main",
+    revision="7a69fe1d5e7fa512798c2492dc7489c1a0e2ceee",
     bytes=None,
     sha256=None,
     licence="Apache-2.0 (open-mmlab/mmpose)",

@@ -13,16 +13,26 @@ from .palettes import ade20k, coco, coloured
 _ADE20K = Weights(
     repository="shi-labs/oneformer_ade20k_swin_large",
     file="pytorch_model.bin",
-    revision="main",
+    revision="74628c004404c60d21423c034d98a0da3e6f918e",
     bytes=None,
-    sha256=None,
-    licence="MIT",  # LICENSE of SHI-Labs/OneFormer
+    sha256="c0b2fe11dfecee6f2f1f315f466946e96f4e94813f3f6d660ff3747b83c28cc9",
+    licence="MIT",  # LICENSE of SHI-Labs/OneFormer, and the cards
     commercial=True,
 )
 MODELS = {
     "ade20k": _ADE20K,
-    "ade20k-tiny": replace(_ADE20K, repository="shi-labs/oneformer_ade20k_swin_tiny"),
-    "coco": replace(_ADE20K, repository="shi-labs/oneformer_coco_swin_large"),
+    "ade20k-tiny": replace(
+        _ADE20K,
+        repository="shi-labs/oneformer_ade20k_swin_tiny",
+        revision="main",
+        sha256=None,
+    ),
+    "coco": replace(
+        _ADE20K,
+        repository="shi-labs/oneformer_coco_swin_large",
+        revision="4e191050efb7b92cf62fbd053c88c7e2b071728b",
+        sha256=None,
+    ),
 }
 
 

@@ -13,12 +13,13 @@ from .pictures import as_rgb
 
 SIDE = 320
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REPOSITORY = "tomjackson2023/rembg"
+REPOSITORY, REVISION = "tomjackson2023/rembg", "cd3a3d6767a7859efea31ef0f2f373582cf06d82"
+# Apache-2.0: xuebinqin/U-2-Net, whose author says in issue 208 that the models are too.
 MODELS = {
     "small": Weights(
         repository=REPOSITORY,
         file="u2netp.onnx",
-        revision="main",
+        revision=REVISION,
         bytes=4_574_861,
         sha256="309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8",
         licence="Apache-2.0",
@@ -27,7 +28,7 @@ MODELS = {
     "full": Weights(
         repository=REPOSITORY,
         file="u2net.onnx",
-        revision="main",
+        revision=REVISION,
         bytes=175_997_641,
         sha256="8d10d2f3bb75ae3b6d527c77944fc5e7dcd94b29809d47a739a7a728a912b491",
         licence="Apache-2.0",

@@ -10,10 +10,10 @@ from .palettes import ade20k, coloured
 WEIGHTS = Weights(
     repository="openmmlab/upernet-convnext-small",
     file="pytorch_model.bin",
-    revision="main",
+    revision="550b68d291f9a7e4874065c6eec0676b2ba821e6",
     bytes=None,
     sha256=None,
-    licence="MIT",
+    licence="MIT",  # its card; the code it is from, open-mmlab/mmsegmentation, is Apache-2.0
     commercial=True,
 )
 

@@ -8,11 +8,12 @@ from .base import RGB8, Annotator, Choice, Flag, Weights
 from .depth_maps import far_is_black
 from .pictures import as_rgb
 
+# MIT: README of isl-org/ZoeDepth, and the cards of both files.
 MODELS = {
     "nyu-kitti": Weights(
         repository="Intel/zoedepth-nyu-kitti",
         file="model.safetensors",
-        revision="main",
+        revision="f364d4c7936e91f465abba182208dd68142bf0ca",
         bytes=None,
         sha256=None,
         licence="MIT",
@@ -21,7 +22,7 @@ MODELS = {
     "nyu": Weights(
         repository="Intel/zoedepth-nyu",
         file="model.safetensors",
-        revision="main",
+        revision="52ae69caf7896c927909b3ceab4249c235e16dc1",
         bytes=None,
         sha256=None,
         licence="MIT",

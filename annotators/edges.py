@@ -6,12 +6,14 @@ Fannovel16/comfyui_controlnet_aux, where the names nms, safe_step and scribble c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import RGB8
+from .base import RGB8, Annotator, Weights
+from .keeper import network
 from .pictures import as_rgb, each
 from .settings import Flag
 
@@ -109,3 +111,38 @@ def as_hints(maps: Maps, like: RGB8) -> RGB8:
     """Maps of padded pictures, cut to the size of the pictures, as (N, H, W, 3)."""
     height, width = like.shape[1:3]
     return as_rgb(maps[:, :height, :width])
+
+
+def record(run: Callable[..., RGB8], title: str, description: str, weights: Weights) -> Annotator:
+    """The record of a network of soft edges; `run` is given safe, scribble and device."""
+    return Annotator(
+        name=run.__name__,
+        title=title,
+        description=description,
+        run=run,
+        params={"safe": SAFE, "scribble": SCRIBBLE},
+        resolution=512,
+        batched=True,
+        weights=(weights,),
+    )
+
+
+def hints(
+    images: RGB8,
+    weights: Weights,
+    build: Callable[..., nn.Module],
+    edges: Callable[[nn.Module, Tensor], Tensor],
+    *,
+    safe: bool,
+    scribble: bool,
+    device: Any,
+) -> RGB8:
+    """Hints of (N, H, W, 3), from what `edges(net, frames)` makes of its frames, padded.
+
+    frames: (N, 3, h, w) from 0 to 255; edges: (N, h, w) in [0, 1].
+    """
+    from .nets.frames import as_tensor
+
+    with network(weights, build, device) as net:
+        found = edges(net, as_tensor(edge_padded(images), net))
+    return as_hints(soft_edges(found, SAFE_STEPS if safe else 0, scribble=scribble), images)

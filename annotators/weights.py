@@ -143,8 +143,12 @@ def _in_hub_cache(weights: Weights) -> Path | None:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
         return None
-    found = try_to_load_from_cache(weights.repository, weights.file, revision=weights.revision)
-    return Path(found) if isinstance(found, str) else None
+    # What others have fetched is kept under "main"; its digest is looked at where it is known.
+    for revision in (weights.revision, "main"):
+        found = try_to_load_from_cache(weights.repository, weights.file, revision=revision)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 def _check(weights: Weights, path: Path, advice: str) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from controlnet_pack.annotators import AnnotatorError, annotate, depth_maps, pictures
-from controlnet_pack.annotators._depth_anything import SIZES as V1
-from controlnet_pack.annotators._depth_anything_v2 import SIZES as V2
+from controlnet_pack.annotators._depth_anything import V1, V2
 from controlnet_pack.annotators.nets import depth_anything as nets
 
 from ..cldm_core.seeded import sample, seeded_array, seeded_tensor, stats

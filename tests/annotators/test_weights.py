@@ -60,6 +60,19 @@ def test_a_name_that_many_models_share_is_taken_only_from_its_repository_s_folde
     assert weights.find(common) == path
 
 
+@pytest.mark.parametrize("revision", ["a" * 40, "b" * 40], ids=["pinned", "newer"])
+def test_what_the_hub_s_cache_has_is_taken(monkeypatch, tmp_path, revision):
+    """Others fetch main, and so by now another commit, in which the file may be the same."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(weights, "folders", lambda: [])
+    pinned = replace(NET, revision="a" * 40)
+    assert weights.find(pinned) is None
+    cached = tmp_path / "models--someone--nets"
+    put(cached / "refs" / "main", revision.encode())
+    path = put(cached / "snapshots" / revision / "edges" / "net.pth")
+    assert weights.locate(pinned) == path
+
+
 def test_the_environment_names_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("CLDM_ANNOTATORS", os.pathsep.join([str(tmp_path), str(tmp_path / "b")]))
     assert weights.environment_folders() == [tmp_path, tmp_path / "b"]
