@@ -64,7 +64,7 @@ def test_a_name_that_many_models_share_is_taken_only_from_its_repository_s_folde
 def test_what_the_hub_s_cache_has_is_taken(monkeypatch, tmp_path, revision):
     """Others fetch main, and so by now another commit, in which the file may be the same."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(weights, "folders", lambda: [])
+    monkeypatch.setattr(weights, "folders", list)
     pinned = replace(NET, revision="a" * 40)
     assert weights.find(pinned) is None
     cached = tmp_path / "models--someone--nets"
