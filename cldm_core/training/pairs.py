@@ -182,7 +182,7 @@ def held_picture(picture: Picture, name: str) -> DrawnPicture:
     """A picture (H, W, 3), uint8 RGB, that is in memory already."""
     digest = hashlib.sha256(picture.tobytes()).hexdigest()
     height, width = picture.shape[:2]
-    return DrawnPicture(name, lambda: picture, f"{digest}|{height}x{width}", (height, width))
+    return DrawnPicture(name, picture.copy, f"{digest}|{height}x{width}", (height, width))
 
 
 def picture_size(file: IO[bytes], name: str) -> Size:

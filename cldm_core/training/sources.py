@@ -18,6 +18,8 @@ from .records import Names, Records
 
 PROMPTS = "prompt.json"
 METADATA = ("metadata.jsonl", "metadata.csv")
+SPLIT = "train"
+"""Where a Hugging Face image folder with several parts keeps the one to train on."""
 TABLES = (".json", ".jsonl", ".csv")
 CAPTIONS = (".txt", ".caption")
 HINT_FOLDERS = ("conditioning", "conditioning_images", "hints", "source")
@@ -69,8 +71,9 @@ def open_source(
     """The pairs in a folder or file, its kind told from what is there.
 
     - `prompt.json` or another table of JSON lines with source (the hint), target and prompt
-    - a folder with metadata.jsonl or metadata.csv (a Hugging Face image folder); `columns` names
-      the columns of target, hint and prompt where they aren't called as in COLUMNS
+    - a folder with metadata.jsonl or metadata.csv, or with `train/` that has one (a Hugging Face
+      image folder); `columns` names the columns of target, hint and prompt where they aren't
+      called as in COLUMNS
     - .tar files (webdataset shards): a folder of them, or names such as pairs-{0000..0099}.tar;
       `cache` keeps what was found in them
     - a folder of pictures with captions of the same name (.txt), and hints of the same name in the
@@ -83,7 +86,8 @@ def open_source(
     shards = [path.with_name(name) for name in _expanded(path.name)]
     if not path.exists() and len(shards) == 1:
         raise CldmError(f"There is no data set {path}: check the name and the folder.")
-    tables = [path / name for name in (PROMPTS, *METADATA) if (path / name).is_file()]
+    names = (PROMPTS, *METADATA, *(f"{SPLIT}/{name}" for name in METADATA))
+    tables = [path / name for name in names if (path / name).is_file()]
     table = path if path.is_file() and path.suffix.lower() in TABLES else next(iter(tables), None)
     source: Source
     if table is not None:

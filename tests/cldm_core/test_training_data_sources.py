@@ -164,13 +164,14 @@ def write_pictures(folder: Path) -> None:
     ("hint", "caption"),
     [("conditioning_image_file_name", "text"), ("conditioning_image", "caption")],
 )
-def test_hugging_face_metadata_as_json_lines(tmp_path, hint, caption):
-    write_pictures(tmp_path)
+@pytest.mark.parametrize("split", [".", "train"])
+def test_hugging_face_metadata_as_json_lines(tmp_path, hint, caption, split):
+    write_pictures(tmp_path / split)
     records = [
         {"file_name": f"{n}.png", hint: f"lines/{n}.png", caption: f"picture {n}"}
         for n in range(COUNT)
     ]
-    (tmp_path / "metadata.jsonl").write_text(jsonl(*records), encoding="utf-8")
+    (tmp_path / split / "metadata.jsonl").write_text(jsonl(*records), encoding="utf-8")
     assert_numbered(open_source(tmp_path))
 
 
