@@ -45,7 +45,8 @@ def decode_picture(stored: bytes, name: str, *, alpha: bool = False) -> Picture:
         data = (data / 257).round().astype(np.uint8)
     if data.ndim == 2:
         data = np.repeat(data[..., None], 3, axis=-1)
-    data = np.ascontiguousarray(data[..., [2, 1, 0, 3][: data.shape[-1]]])
+    order = cv2.COLOR_BGRA2RGBA if data.shape[-1] == 4 else cv2.COLOR_BGR2RGB
+    data = cv2.cvtColor(data, order)
     if data.shape[-1] == 4 and not alpha:
         share = data[..., 3:] / 255
         data = (data[..., :3] * share + 255 * (1 - share)).round().astype(np.uint8)

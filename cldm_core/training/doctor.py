@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -134,10 +135,13 @@ def check(
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(chosen), CHUNK):
             part = chosen[start : start + CHUNK]
-            looks = pool.map(lambda index: look_at(source, index, sizes, hints), part)
-            for row, look in enumerate(looks, start):
-                digests[row] = look.digests
-                found.note(look)
+            look = partial(
+                look_at, source, sizes=sizes, maker=hints, outlines=len(found.outlines) < MATCHED
+            )
+            looks = pool.map(look, part)
+            for row, seen in enumerate(looks, start):
+                digests[row] = seen.digests
+                found.note(seen)
             if progress:
                 progress(start + len(part), len(chosen))
     _find_twins(source, chosen, digests, found)

@@ -31,6 +31,7 @@ PAPER, INK = 240, 128
 PAPER_SHARE = 0.7
 LINE_SHARE = 0.15
 """Of lines no more than this share is left when three pixels are taken from each side."""
+SAMPLE = 256
 OUTLINE = 32
 """Outlines are compared at this many pixels."""
 
@@ -49,7 +50,9 @@ class Look:
     outlines: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def look_at(source: Source, index: int, sizes: Sequence[Size], maker: Maker | None) -> Look:
+def look_at(
+    source: Source, index: int, sizes: Sequence[Size], maker: Maker | None, *, outlines: bool = True
+) -> Look:
     """What can be said about one pair; never raises for what is wrong with the data."""
     try:
         pair = source[index]
@@ -69,7 +72,8 @@ def look_at(source: Source, index: int, sizes: Sequence[Size], maker: Maker | No
     digests = _digest(target), _digest(hint)
     if digests[0] == digests[1]:
         findings.append(("hint is target", ""))
-    return Look(pair.name, _once(findings), digests, size, (_outline(target), _outline(hint)))
+    both = (_outline(target), _outline(hint)) if outlines else None
+    return Look(pair.name, _once(findings), digests, size, both)
 
 
 def _once(findings: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -119,7 +123,7 @@ def _of_target(target: Picture, sizes: Sequence[Size]) -> Iterator[str]:
     whole = View(seen).window(size).whole
     if 1 - seen[0] * seen[1] / (whole[0] * whole[1]) >= CUT:
         yield "cut"
-    if int(np.ptp(target, axis=-1).max()) < GREY:
+    if int(np.ptp(_thinned(target), axis=-1).max()) < GREY:
         yield "grey"
 
 
@@ -134,8 +138,9 @@ def _of_both(target: Size, hint: Size) -> list[tuple[str, str]]:
 def _of_hint(hint: Picture) -> Iterator[str]:
     """What is odd about a hint's range; the first that is true."""
     low, high = int(hint.min()), int(hint.max())
-    middle = np.median(hint.reshape(-1, 3), axis=0)
-    drawn = (np.abs(hint - middle) > NEAR).any(axis=-1).mean()
+    thinned = _thinned(hint).reshape(-1, 3)
+    middle = np.median(thinned, axis=0)
+    drawn = (np.abs(thinned - middle) > NEAR).any(axis=-1).mean()
     if low == 0 and high == 1:
         yield "unscaled"
     elif drawn < DRAWN:
@@ -152,11 +157,20 @@ def _is_inverted(hint: Picture) -> bool:
     """Whether there are thin black lines on white."""
     import cv2
 
-    ink, paper = hint.max(axis=-1) < INK, hint.min(axis=-1) > PAPER
+    thinned = _thinned(hint)
+    ink, paper = thinned.max(axis=-1) < INK, thinned.min(axis=-1) > PAPER
     if paper.mean() < PAPER_SHARE or ink.mean() < DRAWN:
         return False
+    ink = hint.max(axis=-1) < INK
     left = cv2.erode(ink.astype(np.uint8), np.ones((7, 7), np.uint8))
     return bool(left.sum() <= LINE_SHARE * ink.sum())
+
+
+def _thinned(picture: Picture) -> Picture:
+    """Every so many pixels, SAMPLE along the short side: shares can be told from them."""
+    step = max(1, min(picture.shape[:2]) // SAMPLE)
+    # An odd step doesn't meet the same pixels of a pattern again and again.
+    return picture[:: step | 1, :: step | 1]
 
 
 def _digest(picture: Picture | None) -> int:
@@ -171,8 +185,9 @@ def _outline(picture: Picture) -> np.ndarray:
     """Where a picture changes, at OUTLINE x OUTLINE pixels; mean 0 and length 1."""
     import cv2
 
-    grey = picture.astype(np.float32).mean(axis=-1)
-    changes = np.abs(np.gradient(grey)).sum(axis=0).astype(np.float32)
-    small = cv2.resize(changes, (OUTLINE, OUTLINE), interpolation=cv2.INTER_AREA).ravel()
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    changes = cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    small = cv2.resize(changes, (OUTLINE, OUTLINE), interpolation=cv2.INTER_AREA)
+    small = small.astype(np.float32).ravel()
     small = small - small.mean()
     return np.asarray(small / max(float(np.linalg.norm(small)), 1e-6), np.float32)
