@@ -52,8 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
         _write_lines(dry_run(config))
         return 0
     if arguments.check:
-        from .checking import check
-
         return check(config)
     train(config, resume=arguments.resume)
     return 0
@@ -71,13 +69,24 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
     return TrainConfig.of(flags)
 
 
+def check(config: TrainConfig) -> int:
+    """Says what is wrong with the data; 1 where training can't begin."""
+    from ..commands import progress_bar
+    from .checking import check_data
+
+    with progress_bar("looking") as bar:
+        report = check_data(config, bar)
+    _write_lines([report.summary()])
+    return 0 if report.ok else 1
+
+
 def train(config: TrainConfig, *, resume: bool = False) -> None:
     """Trains, and says on standard output what came of it; SIGINT and SIGTERM save and stop."""
     from ..commands import progress_bar
     from .loop import fit
     from .plan import make_plan
     from .reports import Reports
-    from .session import processes, require_room
+    from .session import part, processes, require_room
     from .signals import StopOnSignals
 
     first = processes()[0] == 0
@@ -107,6 +116,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> None:
             shown=reports.show,
             say=say,
         )
+    part()
     if first:
         reports.plot()
     reports.close()

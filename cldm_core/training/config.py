@@ -135,7 +135,7 @@ class TrainConfig:
         "auto", SPEED, "auto takes a GPU where there is one", choices=("auto", "cpu")
     )
     precision: str = option(
-        "fp32", SPEED, "what the nets compute in", choices=("fp32", "bf16", "fp16")
+        "fp32", SPEED, "what the nets compute in", choices=("fp32", "bf16", "fp16"), pinned=True
     )
     checkpointing: bool = option(
         False, SPEED, "compute activations twice instead of keeping them: less memory, more time"

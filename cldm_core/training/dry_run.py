@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..checkpoint import load_unet
-from ..checkpoint.read import read_header
-from ..tiny import weights
 from .checkpoints import Checkpoints
-from .config import TINY, TrainConfig
-from .models import TYPES, resolution_of, unet_type
+from .config import CIRCLES, TrainConfig
+from .models import TYPES, resolution_of, unet_of
 from .optimizers import bitsandbytes
-from .plan import make_net, named_annotator, open_data, score_of, split
+from .plan import make_net, maker_for, named_annotator, open_data, score_of, split
 from .session import device_of, processes
 from .trainables import NOUNS, Trainable
 
@@ -30,14 +27,12 @@ def dry_run(config: TrainConfig) -> list[str]:
     annotator, score = named_annotator(config), score_of(config)
     if config.optimizer == "adamw8bit":
         bitsandbytes()
-    base = weights("unet") if config.base == TINY else Path(config.base)
-    unet = load_unet(read_header(base), device="meta", dtype=unet_type(config))
+    unet = unet_of(config)
     side = resolution_of(config, unet.config)
     training, held_out = split(config, open_data(config, side))
-    first = training[0]
-    made = first.hint is None and annotator is not None
-    if first.hint is None:
-        first.read_hint() if annotator is None else None
+    made = maker_for(annotator, training) is not None
+    if not made:
+        training[0].read_hint()
     hints = f"made by {config.annotator}" if made else "stored with the pairs"
     trainable = make_net(config, unet)
     start = f"from {config.init}" if config.init else "from the base's encoder"
@@ -49,7 +44,7 @@ def dry_run(config: TrainConfig) -> list[str]:
         _steps(config, len(training)),
         _memory(config, trainable, count),
         _disk(config, trainable, count),
-        _evaluations(config, score.title if annotator or config.data == "circles" else None),
+        _evaluations(config, score.title if annotator or config.data == CIRCLES else None),
         "Time: not known before the first steps; the history notes the seconds of each.",
         _existing(config),
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from .session import Session, opened, require_room
 from .watching import Shown, Watcher
 
 if TYPE_CHECKING:
+    from ..config import Prediction
     from .batches import Batch, Batches
     from .convergence import Convergence
     from .evaluate import Evaluator
@@ -112,7 +113,7 @@ def fit(
                 parts.append((loss.detach(), batch))
             norm = accelerator.clip_grad_norm_(session.parameters, config.clip or math.inf)
 
-            loss = torch.stack([loss for loss, _ in parts]).mean()
+            loss = session.mean(torch.stack([loss for loss, _ in parts]))
             bad = not session.finite(loss, norm) or skipped > SKIPPED_AT_MOST
             stopping, bad = session.agreed(stop is not None and stop(), bad)
             if bad:
@@ -168,7 +169,7 @@ def _next(stream: Iterator[Batch], session: Session, step: int, saved: int) -> B
 def _loss(session: Session, batch: Batch, step: int, part: int) -> Tensor:
     """The loss of one batch, with noise and timesteps that belong to this step and part."""
     config, accelerator = session.config, session.accelerator
-    prediction = config.prediction or session.trainable.unet.config.prediction
+    prediction = cast("Prediction", config.prediction or session.trainable.unet.config.prediction)
     noise, timesteps = draw(
         batch.latents,
         SCHEDULE.timesteps,
@@ -199,8 +200,9 @@ def _loss(session: Session, batch: Batch, step: int, part: int) -> Tensor:
 def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, saved: int) -> NoReturn:
     """Saves the state before the step, if it is sound, and raises CldmError with the pairs."""
     session.optimizer.zero_grad()
-    named = [name for loss, batch in parts if not torch.isfinite(loss) for name in batch.names]
-    names = session.gathered(named or [name for _, batch in parts for name in batch.names])
+    everything = [(name, bool(loss.isfinite())) for loss, batch in parts for name in batch.names]
+    seen = session.gathered(everything)
+    names = [name for name, good in seen if not good] or [name for name, _ in seen]
     if step > saved and session.sound():
         session.save(step, {})
         saved = step

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import tiny
+from ..checkpoint import load_unet
+from ..checkpoint.read import read_header
 from ..config import UNetConfig
 from ..errors import CldmError
 from ..hints import HINT_SCALE
 from ..pipeline import Pipeline
+from ..unet import ControlledUNet
 from .config import TINY, TrainConfig
 from .encoding import Encoders, SizeCondition, TinyEncoders, fingerprint
 
@@ -49,7 +52,15 @@ def load_base(config: TrainConfig, device: torch.device) -> Base:
         device=device,
         dtype=unet_type(config),
     )
-    return Base(pipeline, PipelineEncoders(pipeline), FULL_GUIDANCE)
+    return Base(
+        pipeline, PipelineEncoders(pipeline.autoencoder, pipeline.encode_text), FULL_GUIDANCE
+    )
+
+
+def unet_of(config: TrainConfig) -> ControlledUNet:
+    """The base's UNet without its numbers: of its file only the header is read."""
+    path = tiny.weights("unet") if config.base == TINY else Path(config.base)
+    return load_unet(read_header(path), device="meta", dtype=unet_type(config))
 
 
 def unet_type(config: TrainConfig) -> torch.dtype:
@@ -81,10 +92,9 @@ class PipelineEncoders:
 
     sized = False
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.autoencoder: Any = pipeline.autoencoder
-        self.encode_text: Any = pipeline.encode_text
-        models: tuple[nn.Module, ...] = (self.autoencoder.vae, self.encode_text.model)
+    def __init__(self, autoencoder: Any, encode_text: Any) -> None:
+        self.autoencoder, self.encode_text = autoencoder, encode_text
+        models: tuple[nn.Module, ...] = (autoencoder.vae, encode_text.model)
         self.device = next(models[0].parameters()).device
         self.key = "pipeline-" + "-".join(fingerprint(model) for model in models)
 

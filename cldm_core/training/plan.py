@@ -25,8 +25,9 @@ from .trainables import Trainable, make_trainable
 from .views import View, check_aspects
 
 if TYPE_CHECKING:
+    from ..config import UNetConfig
     from ..unet import ControlledUNet
-    from .pairs import Pair
+    from .pairs import Pair, Size
 
 Maker = Callable[[Any], Any]
 
@@ -64,7 +65,7 @@ def plan_of(
     unet, score = base.pipeline.unet, score_of(config)
     side = resolution_of(config, unet.config)
     training, held_out = split(config, source)
-    maker = annotator if annotator is not None and training[0].hint is None else None
+    maker = maker_for(annotator, training)
     rank, world, _ = processes()
     batches = Batches(
         training,
@@ -75,7 +76,7 @@ def plan_of(
         drop_prompt=config.drop_prompt,
         flip=config.flip,
         crop=config.crop,
-        buckets=aspect_buckets(side, step=multiple_of(unet.config)) if config.buckets else None,
+        buckets=sizes_of(config, side, unet.config),
         rank=rank,
         world=world,
         cache=cache_folder(config),
@@ -107,6 +108,16 @@ def open_data(config: TrainConfig, side: int) -> Source:
         columns=config.named_columns() or None,
         cache=cache_folder(config),
     )
+
+
+def maker_for(annotator: Maker | None, source: Source) -> Maker | None:
+    """What makes the hints: the annotator, where the pairs have none of their own."""
+    return annotator if annotator is not None and source[0].hint is None else None
+
+
+def sizes_of(config: TrainConfig, side: int, unet: UNetConfig) -> tuple[Size, ...] | None:
+    """The sizes of aspect buckets; None where all pictures become squares."""
+    return aspect_buckets(side, step=multiple_of(unet)) if config.buckets else None
 
 
 def split(config: TrainConfig, source: Source) -> tuple[Part, Part]:

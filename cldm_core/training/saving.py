@@ -41,6 +41,16 @@ def save_net(
     save(_retyped(trainable.state_dict_to_save(), config.save_dtype), path, metadata)
 
 
+def save_unet(trainable: Trainable, config: TrainConfig, path: Path) -> Path | None:
+    """Writes the UNet beside the net, as NAME_unet, where its decoder is trained too."""
+    state = trainable.unet_state_dict_to_save()
+    if state is None:
+        return None
+    target = path.with_stem(f"{path.stem}_unet")
+    save(_retyped(state, config.save_dtype), target, trainable.unet_metadata())
+    return target
+
+
 def _retyped(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     dtype: torch.dtype = NAMED_TYPES[name]
     return {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from .checkpoints import Checkpoints, Saved
 from .config import TrainConfig, pinned_differences
 from .ema import Ema
 from .optimizers import make_optimizer
-from .saving import save_net
+from .saving import save_net, save_unet
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .trainables import Trainable
+
+T = TypeVar("T")
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 WEIGHTS, AVERAGES, NET = "trained.safetensors", "averages.safetensors", "net.safetensors"
@@ -82,12 +84,16 @@ def opened(config: TrainConfig) -> Iterator[Accelerator]:
         ) from error
     try:
         yield accelerator
-        if accelerator.num_processes > 1:
-            accelerator.end_training()
     finally:
         # accelerate keeps one state for the whole process, which outlives its user.
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
         GradientState._reset_state()
+
+
+def part() -> None:
+    """Ends the work with other processes, once this one has nothing more to train."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def require_room(out: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -160,11 +166,16 @@ class Session:
         """Whether all trained weights are finite numbers."""
         return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())
 
-    def gathered(self, texts: list[str]) -> list[str]:
-        """The texts of all processes."""
+    def mean(self, losses: Tensor) -> Tensor:
+        """The mean over the losses of all processes."""
+        mean: Tensor = self.accelerator.reduce(losses.mean(), "mean")
+        return mean
+
+    def gathered(self, items: list[T]) -> list[T]:
+        """The items of all processes."""
         from accelerate.utils import gather_object
 
-        return list(gather_object(texts))
+        return list(gather_object(items))
 
     def save(self, step: int, facts: dict[str, Any]) -> None:
         """Writes the checkpoint of a step.
@@ -203,11 +214,13 @@ class Session:
     def save_net(self, path: Path, step: int, facts: dict[str, Any]) -> None:
         """The trained net as a file that load_control and hosts read, averaged if there are means.
 
-        Only the first process writes it.
+        Beside it the UNet, NAME_unet, where its decoder is trained too. Only the first process
+        writes them.
         """
         if self.accelerator.is_main_process:
             with self.averaged():
                 save_net(self.trainable, self.config, path, step=step, **facts)
+                save_unet(self.trainable, self.config, path)
 
     def resume(self, say: Say) -> Saved | None:
         """Reads the last whole checkpoint, if there is one, into the nets and the optimizer.
@@ -224,21 +237,22 @@ class Session:
                 f"The run in {self.checkpoints.folder.parent} was started with "
                 f"{', '.join(changed)}: set it as it was, or start anew in another folder (out)."
             )
-        self.accelerator.load_state(str(saved.folder))
-        self._read(self.weights, saved.folder / WEIGHTS)
+        stored = [(self.weights, read(saved.folder / WEIGHTS).tensors)]
         if self.ema.averages:
-            self._read(self.ema.averages, saved.folder / AVERAGES)
+            stored.append((self.ema.averages, read(saved.folder / AVERAGES).tensors))
+        for weights, tensors in stored:
+            if _shapes(weights) != _shapes(tensors):
+                raise CheckpointMismatch(
+                    f"{saved.folder} holds weights of another net than the one that is trained: "
+                    f"choose the settings that the run was started with, or another folder (out)."
+                )
+        self.accelerator.load_state(str(saved.folder))
+        with torch.no_grad():
+            for weights, tensors in stored:
+                for key, value in weights.items():
+                    value.copy_(tensors[key])
         return saved
 
-    @torch.no_grad()
-    def _read(self, weights: dict[str, Any], path: Path) -> None:
-        stored: dict[str, Tensor] = dict(read(path).tensors)
-        if {key: value.shape for key, value in stored.items()} != {
-            key: value.shape for key, value in weights.items()
-        }:
-            raise CheckpointMismatch(
-                f"{path} holds weights of another net than the one that is trained: choose the "
-                f"settings that the run was started with, or another folder (out)."
-            )
-        for key, value in weights.items():
-            value.copy_(stored[key])
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in tensors.items()}

@@ -1,0 +1,334 @@
+"""`python -m cldm_core train`: settings, what it says beforehand, and a training end to end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from controlnet_pack.cldm_core import CldmError, load_control
+from controlnet_pack.cldm_core.__main__ import main, make_parser
+from controlnet_pack.cldm_core.training import plan
+from controlnet_pack.cldm_core.training.command import config_of
+from controlnet_pack.cldm_core.training.config import TrainConfig
+from controlnet_pack.cldm_core.training.history import History
+from controlnet_pack.cldm_core.training.options import options_of, write_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHER: dict[str, Any] = {
+    "prediction": "v",
+    "kind": "control_lora",
+    "lr_schedule": "cosine",
+    "optimizer": "adamw8bit",
+    "device": "cpu",
+    "precision": "bf16",
+    "save_dtype": "bf16",
+    "crop": "random",
+    "annotator": "annotators:canny",
+    "columns": "hint=edges,prompt=caption",
+    "rank": 7,
+    "drop_prompt": 0.25,
+    "ema": 0.9,
+    "resolution": 128,
+    "guidance": 2.5,
+}
+"""Values that aren't the usual ones."""
+
+
+def another(name: str, default: Any) -> Any:
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(default, bool):
+        return not default
+    if isinstance(default, int | float):
+        return default + 1
+    return f"some {name}"
+
+
+EVERYTHING = {one.name: another(one.name, one.default) for one in options_of(TrainConfig)}
+
+
+def parsed(*arguments: str | Path) -> TrainConfig:
+    return config_of(make_parser().parse_args(["train", *map(str, arguments)]))
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    flags = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def test_every_option_is_a_flag_and_a_line_of_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(EVERYTHING))
+    from_yaml, from_flags = parsed(path), parsed(*as_flags(EVERYTHING))
+    assert from_yaml == from_flags == TrainConfig(**EVERYTHING)
+    usual = TrainConfig()
+    same = [one.name for one in fields(usual) if getattr(usual, one.name) == EVERYTHING[one.name]]
+    assert not same
+
+
+def test_flags_count_more_than_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("lr: 1e-4\nsteps: 7\nflip: true\n")
+    config = parsed(path, "--steps", "8", "--no-flip")
+    assert (config.lr, config.steps, config.flip) == (1e-4, 8, False)
+
+
+@pytest.mark.parametrize("text", ["1e-5", "0.00001", "1.0e-05", "'1e-5'"])
+def test_numbers_are_read_however_they_are_written(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(f"lr: {text}\n")
+    assert TrainConfig.from_yaml(path).lr == 1e-5
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    for config in (TrainConfig(), TrainConfig(**EVERYTHING)):
+        path = tmp_path / "config.yaml"
+        path.write_text(write_yaml(config))
+        assert TrainConfig.from_yaml(path) == config
+
+
+def test_an_empty_flag_takes_an_option_back(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("annotator: annotators:canny\n")
+    assert parsed(path, "--annotator", "").annotator is None
+
+
+WRONG = [
+    ("lr: 0", "lr is 0.0, expected a number above 0."),
+    ("lr: fast", "lr is 'fast', expected a number above 0."),
+    ("lr: .nan", "lr is nan, expected a number above 0."),
+    ("steps: 0", "steps is 0, expected a whole number from 1."),
+    ("steps: 1.5", "steps is 1.5, expected a whole number from 1."),
+    ("steps: true", "steps is True, expected a whole number from 1."),
+    ("steps:", "steps is None, expected a whole number from 1."),
+    ("flip: 1", "flip is 1, expected true or false."),
+    ("out: 5", "out is 5, expected a text."),
+    ("drop_prompt: 50", "drop_prompt is 50.0, expected a number from 0 up to 1."),
+    ("precision: fp8", "precision is 'fp8', expected one of fp32, bf16, fp16."),
+    ("resolution: 8", "resolution is 8, expected a whole number from 64 (or nothing)."),
+    ("warmup: 5000", "warmup is 5000, expected at most the number of steps, 4000."),
+    ("rank: 4", "rank is 4 and kind is controlnet, which has none: leave it out."),
+    ("annotator: canny", "annotator is 'canny', expected MODULE:FUNCTION"),
+    ("columns: edges", "columns is 'edges', expected ROLE=NAME with a role of target, hint"),
+    ("kind: lllite\nonly_mid_control: true", "a ControlNet-LLLite steers nothing in the middle"),
+    ("learning_rate: 1", "There is no option 'learning_rate': see --help for all of them."),
+    ("batchsize: 1", "There is no option 'batchsize': did you mean batch_size?"),
+    ("- lr", "holds list, expected lines such as lr: 1e-5."),
+    ("lr: [", "is no YAML that can be read: "),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), WRONG)
+def test_mistakes_in_the_file_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, sentence: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert main(["train", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert "config.yaml" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("", "Nothing says what to train: give a CONFIG.yaml, or options"),
+        ("nowhere.yaml", "There is no file nowhere.yaml"),
+        ("--steps many", "steps is 'many', expected a whole number from 1."),
+        ("--lr -1", "lr is -1.0, expected a number above 0."),
+        ("--data nowhere", "There is no data set nowhere"),
+        ("--base nowhere.ckpt", "There is no file nowhere.ckpt"),
+        ("--annotator no:such", "'no:such' can't be used"),
+        ("--annotator os:getcwd", "No score is known for hints of 'os:getcwd'"),
+        ("--score beauty", "There is no score 'beauty': choose one of edge_f1"),
+        ("--resolution 100", "resolution is 100, expected a multiple of 32"),
+        ("--init nowhere.safetensors", "There is no file nowhere.safetensors"),
+        ("--circles 8", "16 of 8 pairs were to be held out"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["", "--dry-run"])
+def test_mistakes_are_told_before_a_step(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: str,
+    sentence: str,
+    mode: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *arguments.split(), *mode.split()]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["train", "--data", "circles", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "Nothing can be written into the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentences"),
+    [
+        (
+            "--data circles --batch-size 3 --accumulation 2 --steps 831 --ema 0.9",
+            (
+                "4984 pairs to train on and 16 held out, at 128x128 pixels; hints are stored",
+                "a ControlNet on tiny, from the base's encoder, with 3,009,488 trained weights",
+                "831 of 6 pairs (3 at once x 2 batches x 1 processes), 1.0 times through the data",
+                "2 checkpoints of about",
+                "3 times 16 samples of 20 steps, scored by mask IoU",
+                "holds no run yet",
+            ),
+        ),
+        ("--kind control_lora --rank 4", ("a Control-LoRA on tiny",)),
+        ("--kind lllite --evaluate-every 0", ("a ControlNet-LLLite", "Evaluation: none.")),
+        ("--no-sd-locked", ("trained weights",)),
+    ],
+)
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: str, sentences: tuple[str, ...]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--dry-run", "--out", str(out), *options.split()]) == 0
+    said = capsys.readouterr().out
+    for sentence in sentences:
+        assert sentence in said
+    assert not out.exists()
+
+
+def test_a_dry_run_reckons_the_memory_that_training_takes() -> None:
+    from controlnet_pack.cldm_core.training.dry_run import dry_run
+
+    config = TrainConfig(ema=0.9)
+    net = plan.make_net(config, plan.load_base(config, plan.device_of(config)).pipeline.unet)
+    count = sum(weight.numel() for weight in net.parameters())
+    frozen = sum(weight.numel() for weight in net.unet.parameters())
+    found = next(line for line in dry_run(config) if line.startswith("Memory"))
+    expected = (count * (4 + 4 + 8 + 4) + frozen * 4) / 1e9
+    assert f"{expected:.2f} GB" in found
+
+
+def draw_discs(folder: Path, count: int = 64) -> None:
+    """Discs of one colour on white, with captions."""
+    folder.mkdir()
+    colours = {"red": (68, 46, 221), "blue": (245, 136, 59), "green": (80, 180, 80)}
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        name = list(colours)[number % len(colours)]
+        picture = np.full((128, 128, 3), 255, np.uint8)
+        radius = rng.uniform(14, 40)
+        middle = tuple(round(16 * place) for place in rng.uniform(radius + 2, 126 - radius, 2))
+        cv2.circle(picture, middle, round(16 * radius), colours[name], -1, cv2.LINE_AA, 4)
+        cv2.imwrite(str(folder / f"{number:03d}.png"), picture)
+        (folder / f"{number:03d}.txt").write_text(f"{name} circle")
+
+
+def test_a_training_end_to_end_follows_its_hints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_discs(tmp_path / "discs")
+    config = {
+        "data": str(tmp_path / "discs"),
+        "annotator": "annotators:mask",
+        "steps": 60,
+        "batch_size": 8,
+        "lr": 2e-3,
+        "warmup": 5,
+        "min_snr": 5,
+        "held_out": 12,
+        "sample_steps": 8,
+        "guidance": 1,
+        "evaluate_every": 60,
+        "save_every": 60,
+        "device": "cpu",
+        "out": str(tmp_path / "out"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert main(["train", str(path), "--check"]) == 0
+    assert main(["train", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "64 pairs" in said
+    assert "The net that scored best" in said
+    untrained, trained = (score for _, score in History(tmp_path / "out").series("adherence"))
+    assert trained >= untrained + 0.15
+    names = {found.name for found in (tmp_path / "out").iterdir()}
+    assert names >= {
+        *("best.safetensors", "last.safetensors", "config.yaml", "history.jsonl"),
+        *("plot.png", "samples.png"),
+    }
+    net = load_control(tmp_path / "out" / "best.safetensors")
+    assert float(net.zero_convs[0][0].weight.abs().max()) > 0
+    assert TrainConfig.from_yaml(tmp_path / "out" / "config.yaml") == TrainConfig(
+        **{**config, "guidance": 1.0, "min_snr": 5.0}
+    )
+
+
+QUICK = (
+    *("--data", "circles", "--circles", "4", "--resolution", "64", "--batch-size", "1"),
+    *("--held-out", "0", "--save-every", "1", "--log-every", "1", "--device", "cpu"),
+)
+
+
+def test_the_command_stops_on_a_signal_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cldm_core", "train", *QUICK, "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--steps", "1000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not list(out.glob("checkpoints/step-*")) and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    said, wrong = process.communicate()
+    assert process.returncode == 0, wrong
+    (step,) = map(int, re.findall(rb"Stopped after step (\d+) of 1000", said))
+    options = [*QUICK, "--out", str(out), "--steps", str(step + 1)]
+    assert main(["train", *options]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main(["train", *options, "--resume"]) == 0
+    assert f"Going on from step {step}" in capsys.readouterr().out
+    assert History(out).series("loss")[-1][0] == step + 1
+
+
+def test_hints_that_are_stored_are_not_made_again(tmp_path: Path) -> None:
+    config = TrainConfig(annotator="annotators:canny", out=str(tmp_path), circles=4, held_out=2)
+    made = plan.make_plan(config)
+    assert made.batches.hints is None
+    assert made.evaluator is not None
+    assert made.evaluator.score.name == "edge_f1"
+
+
+def test_the_net_begins_with_the_same_numbers_for_a_seed(tmp_path: Path) -> None:
+    config = TrainConfig(out=str(tmp_path), evaluate_every=0)
+    base = plan.load_base(config, plan.device_of(config))
+    one, two = (plan.make_net(config, base.pipeline.unet).net.state_dict() for _ in range(2))
+    assert all(one[key].equal(two[key]) for key in one)
+
+
+def test_errors_of_settings_are_errors_of_the_core() -> None:
+    with pytest.raises(CldmError, match="expected a number above 0"):
+        TrainConfig(lr=0)

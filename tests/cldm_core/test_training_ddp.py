@@ -1,0 +1,67 @@
+"""Two processes train as one does with twice the batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from controlnet_pack.cldm_core.training.history import History
+from controlnet_pack.cldm_core.training.loop import fit
+
+from .training_process import VARIANTS
+from .training_runs import SmallBatches, small_config, small_trainable, state_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes wrote what they trained."""
+    out = tmp_path_factory.mktemp("together")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    work = ("-m", "tests.cldm_core.training_process", "together", str(out))
+    command = [sys.executable, *launch, *work]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.mark.parametrize(("name", "options", "settings"), VARIANTS)
+def test_two_processes_equal_one_with_twice_the_batch(
+    together: Path, tmp_path: Path, name: str, options: dict, settings: dict
+) -> None:
+    config = small_config(tmp_path, accumulation=2, steps=3, save_every=1, **settings)
+    trainable = small_trainable(**options)
+    fit(trainable, SmallBatches(4), config, out=tmp_path, history=History(tmp_path))
+    # AdamW's first moment after one step is a tenth of the gradient.
+    one, two = (state_of(out, 1) for out in (tmp_path, together / name))
+    assert one.keys() == two.keys()
+    for key in one:
+        if key.endswith("/exp_avg"):
+            assert (two[key] - one[key]).norm() <= 1e-5 * one[key].norm(), key
+    one, two = (whole(state_of(out, 2)) for out in (tmp_path, together / name))
+    assert (two - one).norm() <= 1e-5 * one.norm()
+    losses = (dict(History(out).series("loss")) for out in (tmp_path, together / name))
+    expected, found = ([values[step] for step in (1, 2)] for values in losses)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def whole(state: dict[str, Tensor]) -> Tensor:
+    """All trained weights in one."""
+    return torch.cat([value.flatten() for key, value in state.items() if key.startswith("trained")])
+
+
+def test_the_wish_of_one_stops_both(together: Path) -> None:
+    for name, *_ in VARIANTS:
+        steps = sorted(path.name for path in (together / name / "checkpoints").iterdir())
+        assert steps == ["step-00000001", "step-00000002"]
+
+
+def test_one_bad_pair_stops_both_and_is_named_by_both(together: Path) -> None:
+    said = [(together / f"refused-{rank}").read_text() for rank in range(2)]
+    assert said[0] == said[1]
+    assert "step 2 is no finite number, with the pairs pair 6, pair 7" in said[0]
+    assert (together / "bad" / "checkpoints" / "step-00000001").exists()

@@ -1,0 +1,264 @@
+"""A run that was stopped, killed or damaged goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controlnet_pack.cldm_core import CldmError, DamagedCheckpoint
+from controlnet_pack.cldm_core.checkpoint.read import read
+from controlnet_pack.cldm_core.training.checkpoints import MANIFEST, Checkpoints
+from controlnet_pack.cldm_core.training.history import History
+from controlnet_pack.cldm_core.training.loop import Fitted, fit
+from controlnet_pack.cldm_core.training.signals import StopOnSignals
+
+from .training_process import LONG
+from .training_runs import SmallBatches, same, small_config, small_trainable, state_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(
+    out: Path,
+    *,
+    stop_at: int | None = None,
+    resume: bool = False,
+    batches: SmallBatches | None = None,
+    said: list[str] | None = None,
+    **options: Any,
+) -> Fitted:
+    """A run that asks to stop after `stop_at` steps; a new process would begin with the same."""
+    steps = [0]
+    return fit(
+        small_trainable(),
+        batches or SmallBatches(),
+        small_config(out, **options),
+        out=out,
+        history=History(out),
+        progress=lambda step, _: steps.append(step),
+        stop=lambda: stop_at is not None and steps[-1] + 1 >= stop_at,
+        resume=resume,
+        say=[].append if said is None else said.append,
+    )
+
+
+def step_folder(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"step-{step:08d}"
+
+
+def steps_of(out: Path) -> list[int]:
+    return Checkpoints(out / "checkpoints", 1).steps()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was never stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    run(out)
+    return out
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulation": 2, "ema": 0.0, "precision": "fp16"}])
+def test_a_resumed_run_ends_with_the_same_numbers_bit_for_bit(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    uninterrupted, stopped = tmp_path / "one", tmp_path / "two"
+    run(uninterrupted, **options)
+    assert run(stopped, stop_at=3, **options).stopped
+    batches = SmallBatches()
+    assert not run(stopped, resume=True, batches=batches, **options).stopped
+    assert batches.asked[0] == 3 * options.get("accumulation", 1)
+    assert same(state_of(stopped, 6), state_of(uninterrupted, 6))
+    one, other = (read(out / "last.safetensors") for out in (uninterrupted, stopped))
+    assert same(dict(one.tensors), dict(other.tensors))
+
+
+def test_the_history_of_a_resumed_run_has_each_step_once(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, stop_at=3)
+    History(tmp_path).note(4, loss=7.0)  # a step that the checkpoint doesn't have
+    run(tmp_path, resume=True)
+    assert History(tmp_path).series("loss") == History(whole).series("loss")
+    assert [row["step"] for row in History(tmp_path).read()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_run_is_resumed_to_its_end(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path)
+    before = state_of(tmp_path, 6)
+    batches = SmallBatches()
+    assert run(tmp_path, resume=True, batches=batches).step == 6
+    assert not batches.asked
+    assert same(state_of(tmp_path, 6), before)
+
+
+def test_more_steps_can_be_asked_for_later(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    assert run(tmp_path, steps=4, resume=True).step == 4
+
+
+def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert run(tmp_path, resume=True, steps=2, said=said).step == 2
+    assert "There is no checkpoint" in said[0]
+
+
+def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    with pytest.raises(CldmError, match="holds a run already: go on with it"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"sd_locked": False}, "sd_locked True \\(now False\\)"),
+        ({"ema": 0.0}, "ema 0.9 \\(now 0.0\\)"),
+        ({"base": "other.safetensors"}, "base tiny \\(now other.safetensors\\)"),
+    ],
+)
+def test_what_shapes_the_net_cannot_change(
+    tmp_path: Path, options: dict[str, Any], told: str
+) -> None:
+    run(tmp_path, steps=2)
+    with pytest.raises(CldmError, match=f"was started with {told}: set it as it was"):
+        run(tmp_path, resume=True, **options)
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, Path.unlink])
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin", MANIFEST])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_taken(
+    whole: Path, tmp_path: Path, damage: Any, name: str
+) -> None:
+    if name == MANIFEST and damage is flip_a_byte:
+        pytest.skip("a byte of the manifest's text may be a space")
+    run(tmp_path, stop_at=4)
+    damage(step_folder(tmp_path, 4) / name)
+    said: list[str] = []
+    run(tmp_path, resume=True, said=said)
+    assert "step-00000004 is damaged" in said[0]
+    assert "goes on from step 2, the last that is whole" in said[0]
+    assert same(state_of(tmp_path, 6), state_of(whole, 6))
+
+
+def test_where_all_checkpoints_are_damaged_it_says_so(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=4)
+    for step in (2, 4):
+        (step_folder(tmp_path, step) / "trained.safetensors").unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"trained\.safetensors is missing.*no other one"):
+        run(tmp_path, resume=True)
+
+
+def test_weights_of_another_net_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    with pytest.raises(CldmError, match="holds weights of another net"):
+        fit(
+            small_trainable(sd_locked=False),
+            SmallBatches(),
+            small_config(tmp_path, steps=4),
+            out=tmp_path,
+            resume=True,
+        )
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    for name in (".part-00000002", ".trash-step-00000001"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "half").touch()
+    run(tmp_path, resume=True, steps=2)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(tmp_path, save_every=1, keep=2)
+    assert steps_of(tmp_path) == [5, 6]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """As on a disk without room: longer files can't be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [1_000, 100_000, 1_500_000])
+def test_a_full_disk_is_a_sentence_and_leaves_the_last_checkpoint_whole(
+    whole: Path, tmp_path: Path, size: int
+) -> None:
+    run(tmp_path, stop_at=2)
+    before = state_of(tmp_path, 2)
+    sentence = "(checkpoint of step 4|record .*) can't be written"
+    with files_of_at_most(size), pytest.raises(CldmError, match=sentence):
+        run(tmp_path, resume=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert same(state_of(tmp_path, 2), before)
+    run(tmp_path, resume=True)
+    assert same(state_of(tmp_path, 6), state_of(whole, 6))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_stop(whole: Path, tmp_path: Path, number: signal.Signals) -> None:
+    handlers = signal.getsignal(number)
+    with StopOnSignals() as stop:
+        fitted = fit(
+            small_trainable(),
+            SmallBatches(),
+            small_config(tmp_path),
+            out=tmp_path,
+            progress=lambda step, _: os.kill(os.getpid(), number) if step == 2 else None,
+            stop=stop,
+        )
+        assert stop.received == number
+    assert signal.getsignal(number) == handlers
+    assert (fitted.step, fitted.stopped) == (3, True)
+    assert steps_of(tmp_path) == [2, 3]
+    run(tmp_path, resume=True)
+    assert same(state_of(tmp_path, 6), state_of(whole, 6))
+
+
+def test_a_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controlnet_pack.cldm_core.training.signals.IMPATIENT_AFTER", 0.0)
+    with StopOnSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_killed_run_loses_at_most_the_steps_since_its_last_checkpoint(tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "one", tmp_path / "two"
+    run(uninterrupted, **LONG)
+    command = ("-m", "tests.cldm_core.training_process", "kills", str(killed), "6")
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    last = [max(json.loads(line), default=0) for line in done.stdout.splitlines()]
+    assert len(last) == 6
+    assert last == sorted(last)
+    assert last[-1] >= 3
+    run(killed, resume=True, **LONG)
+    assert same(state_of(killed, 16), state_of(uninterrupted, 16))
+    assert History(killed).series("loss") == History(uninterrupted).series("loss")

@@ -1,0 +1,91 @@
+"""Trainings in processes of their own, which are killed or work together.
+
+    python -m tests.cldm_core.training_process kills OUT COUNT
+    torchrun --nproc-per-node 2 -m tests.cldm_core.training_process together OUT
+
+Run in the pack's root.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import tests.conftest  # noqa: F401  loads the pack
+from controlnet_pack.cldm_core import CldmError
+from controlnet_pack.cldm_core.training.checkpoints import Checkpoints
+from controlnet_pack.cldm_core.training.history import History
+from controlnet_pack.cldm_core.training.loop import fit
+from tests.cldm_core.training_runs import SmallBatches, small_config, small_trainable
+
+LONG = {"steps": 16, "save_every": 1, "keep": 2}
+
+
+def kills(out: Path, count: int) -> None:
+    """Kills a run `count` times at random moments; prints the whole checkpoints after each."""
+    moments, checkpoints = random.Random(0), Checkpoints(out / "checkpoints", 2)
+    for number in range(count):
+        before = checkpoints.steps()
+        child = os.fork()
+        if not child:
+            long_run(out)
+            os._exit(0)
+        # Every other one gets as far as a checkpoint of its own, so that the run goes on.
+        while number % 2 and checkpoints.steps() == before:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        print(json.dumps([checkpoints.read(step).step for step in checkpoints.steps()]))  # noqa: T201
+
+
+def long_run(out: Path) -> None:
+    config, history = small_config(out, **LONG), History(out)
+    fit(small_trainable(), SmallBatches(), config, out=out, history=history, resume=True)
+
+
+def together(out: Path) -> None:
+    """One of two processes that train one net, first with a pair that is no number."""
+    rank = int(os.environ["RANK"])
+
+    def spoil(index, batch):
+        if index == 1 and rank == 1:
+            batch.latents[1, 0, 0, 0] = torch.nan
+        return batch
+
+    try:
+        batches = SmallBatches(2, rank, 2, spoil)
+        fit(small_trainable(), batches, small_config(out / "bad"), out=out / "bad")
+    except CldmError as error:
+        (out / f"refused-{rank}").write_text(str(error))
+    for name, options, settings in VARIANTS:
+        config = small_config(out / name, accumulation=2, steps=3, save_every=1, **settings)
+        history = History(out / name)
+        batches = SmallBatches(2, rank, 2)
+        trainable = small_trainable(**options)
+        stop = [] if rank else [False, True]
+        fit(
+            trainable, batches, config, out=out / name, history=history,
+            stop=lambda stop=stop: bool(stop) and stop.pop(0),
+        )  # fmt: skip
+
+
+VARIANTS = (
+    ("plain", {}, {}),
+    ("unlocked", {"sd_locked": False}, {"sd_locked": False, "clip": 0.01, "min_snr": 5.0}),
+    ("middle", {"only_mid_control": True}, {"only_mid_control": True}),
+)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    mode, folder, *rest = sys.argv[1:]
+    if mode == "kills":
+        kills(Path(folder), int(rest[0]))
+    else:
+        together(Path(folder))
