@@ -239,27 +239,65 @@ def test_keypoints_that_do_not_fit_are_refused() -> None:
         keypoint_distance(np.ones((5, 4)), STANDING)
 
 
-def pose(width: int, height: int, *places: tuple[float, float]) -> Frame:
-    """People with all 18 joints on a grid, at these places."""
-    people = []
-    for left, top in places:
-        points = [
-            Keypoint(left + 22.0 * (joint % 4), top + 30.0 * (joint // 4))
-            for joint in range(JOINTS)
-        ]
-        people.append(Person(body=tuple(points)))
-    return Frame(width, height, tuple(people))
+# A person of 380 pixels, as OpenPose numbers the joints.
+JOINTS_AT = (
+    *((256, 80), (256, 130), (205, 130), (180, 200), (170, 270), (307, 130), (335, 200)),
+    *((345, 265), (225, 270), (220, 360), (215, 450), (287, 270), (292, 360), (298, 450)),
+    *((245, 68), (267, 68), (230, 75), (282, 75)),
+)
+
+
+def person(left: float = 0, *, hand: bool = False, face: bool = False) -> Person:
+    draws = np.random.default_rng(0)
+    spread = [(325 + left + 40 * x, 280 + 30 * y) for x, y in draws.random((21, 2))]
+    circle = [
+        (256 + left + 30 * math.cos(angle), 80 + 35 * math.sin(angle))
+        for angle in np.linspace(0, 6, 68)
+    ]
+    return Person(
+        body=tuple(Keypoint(x + left, y) for x, y in JOINTS_AT),
+        left_hand=tuple(Keypoint(x, y) for x, y in spread) if hand else (),
+        face=tuple(Keypoint(x, y) for x, y in circle) if face else (),
+    )
+
+
+def drawn(*people: Person) -> np.ndarray:
+    return draw(Frame(768, 512, people))
+
+
+def where(left: float = 0) -> np.ndarray:
+    return np.array([(x + left, y, 1.0) for x, y in JOINTS_AT])
 
 
 def test_drawn_poses_are_read_back() -> None:
-    frame = pose(256, 256, (20, 30), (150, 60))
-    found = keypoints_of(draw(frame))
-    expected = np.array([[(point.x, point.y, 1) for point in one.body] for one in frame.people])
+    found = keypoints_of(drawn(person(-80), person(250)))
     assert found.shape == (2, JOINTS, 3)
-    order = np.argsort(found[:, 0, 0])
-    # A few joints lie below limbs and dots that are drawn after them.
-    assert np.median(np.abs(found[order] - expected)) < 0.5
-    assert (found[..., 2] == 1).mean() > 0.9
+    found = found[np.argsort(found[:, 0, 0])]
+    np.testing.assert_allclose(found, [where(-80), where(250)], atol=0.5)
+
+
+@pytest.mark.parametrize("scale", [0.75, 0.5, 0.375, 1.5])
+def test_drawn_poses_are_read_at_other_sizes(scale: float) -> None:
+    import cv2
+
+    small = cv2.resize(drawn(person()), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    (found,) = keypoints_of(small)
+    assert keypoint_distance(where() * [scale, scale, 1], found) < 0.01
+
+
+def test_drawn_poses_are_read_from_jpeg() -> None:
+    import cv2
+
+    _, data = cv2.imencode(".jpg", drawn(person()), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    (found,) = keypoints_of(cv2.imdecode(data, cv2.IMREAD_COLOR))
+    assert keypoint_distance(where(), found) < 0.01
+
+
+def test_hands_and_faces_are_not_taken_for_bodies() -> None:
+    found = keypoints_of(drawn(person(hand=True, face=True)))
+    # A hand covers the wrist, and a face may cover eyes and ears.
+    assert keypoint_distance(where(), found) < 0.1
+    assert len(found) == 1
 
 
 def test_a_drawing_of_nobody_has_no_keypoints() -> None:
@@ -268,9 +306,11 @@ def test_a_drawing_of_nobody_has_no_keypoints() -> None:
 
 def test_the_registered_score_reads_drawn_poses() -> None:
     score = SCORES["keypoint_distance"]
-    first, near, far = (draw(pose(256, 256, (left, 40))) for left in (60, 66, 130))
+    first, near, far = (drawn(person(left)) for left in (0, 20, 200))
     assert score(first, first) == 0
-    assert 0.01 < score(first, near) < 0.1 < score(first, far)
+    assert score(first, near) == pytest.approx(20 / 382, abs=0.002)
+    assert score(first, far) > 0.5
+    assert score(first, np.zeros_like(first)) == 1
 
 
 def test_scores_are_registered_under_their_functions_names() -> None:
