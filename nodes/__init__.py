@@ -48,9 +48,10 @@ def embedded_nodes() -> Nodes:
 
 def training_nodes() -> Nodes:
     """The nodes that train."""
+    from .dataset import DATASET_NODES
     from .train import TRAINING_NODES
 
-    return TRAINING_NODES
+    return [*DATASET_NODES, *TRAINING_NODES]
 
 
 PARTS = (

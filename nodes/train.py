@@ -1,235 +1,27 @@
-"""Nodes that train a ControlNet on the models of the graph, and make the data for it."""
+"""Nodes that train a ControlNet on the models of the graph, and show how it went."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..annotators import ANNOTATORS, annotate
 from ..cldm_core import CldmError
 from ..cldm_core.pictures import read_picture
-from ..cldm_core.training.circles import CirclePairs
 from ..cldm_core.training.config import CIRCLES, TrainConfig
-from ..cldm_core.training.dataset_writer import DatasetWriter
-from ..cldm_core.training.doctor import check
 from ..cldm_core.training.models import TYPES, unet_type
 from ..cldm_core.training.options import parse_yaml
-from ..cldm_core.training.pairs import Pair, held_picture
 from ..cldm_core.training.reports import PLOT, SHEET
 from ..cldm_core.training.scores import score_for
-from ..cldm_core.training.sources import Source, open_source
-from .annotate import host_device, host_progress
+from .dataset import DATASET, TRAINING, Dataset
 from .host.files import load_control
 from .host.training import base_of, run_folder, train, with_decoder
-from .texts import CATEGORY, shows_text, text_result
-
-TRAINING = f"{CATEGORY}/training"
-DATASET = "CLDM_DATASET"
-GIVEN = "the data's own hints"
-DATASETS = "controlnet_datasets"
-MAKERS = tuple(name for name, record in ANNOTATORS.items() if not record.needs_mask)
-LOOKED_AT = 2000
-"""Pairs that the report of a data set is made of."""
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Pairs to train on; annotator: makes the hints where it has a name; circles: drawn ones."""
-
-    source: Source
-    annotator: str | None = None
-    circles: bool = False
-
-    @property
-    def maker(self) -> Callable[[Any], Any] | None:
-        """From a picture (H, W, 3), uint8 RGB, to its hint."""
-        if self.annotator is None:
-            return None
-        return partial(_hint, self.annotator)
-
-
-def _hint(name: str, picture: Any) -> Any:
-    with host_progress():
-        return annotate(name, picture, device=host_device())
-
-
-def to_pictures(image: Tensor) -> list[Any]:
-    """The host's IMAGE (B, H, W, C) in [0, 1] as uint8 RGB pictures."""
-    scaled = (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [np.ascontiguousarray(one) for one in scaled.cpu().numpy()]
-
-
-def to_image(path: Path) -> Tensor:
-    """A picture's file as the host's IMAGE."""
-    return torch.from_numpy(read_picture(path).astype(np.float32) / 255)[None]
-
-
-def pairs_of(name: str) -> Source:
-    """The data set of a whole path, or of a place in the host's input or output folder."""
-    given = Path(name).expanduser()
-    if given.is_absolute():
-        return open_source(given)
-    roots = (folder_paths.get_input_directory(), folder_paths.get_output_directory())
-    places = [Path(root) / given for root in roots]
-    # Shards may be named as pairs-{0000..0099}.tar.
-    found = [place for place in places if place.exists() or place.suffix == ".tar"]
-    if not found:
-        raise CldmError(
-            f"There is no data set {name!r}: give a folder, a table or shards by their whole path, "
-            f"or by their place in ComfyUI's input or output folder; or {CIRCLES}."
-        )
-    return open_source(found[0])
-
-
-class ControlDataset(io.ComfyNode):
-    """Pairs of picture and hint, looked through before anything is trained."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CLDM_ControlDataset",
-            display_name="Control Dataset (CLDM)",
-            category=TRAINING,
-            description="Pairs of a picture and a hint, with prompts, to train a ControlNet on: a "
-            "folder of pictures, a prompt.json, a Hugging Face image folder, webdataset shards, or "
-            "drawn circles to rehearse with. The node says what is wrong with them.",
-            inputs=[
-                io.String.Input(
-                    "data",
-                    default=CIRCLES,
-                    tooltip="Where the pairs are: a whole path, or a place in ComfyUI's input or "
-                    "output folder. circles draws pairs of an outline and a filled disc.",
-                ),
-                io.Combo.Input(
-                    "annotator",
-                    options=[GIVEN, *MAKERS],
-                    default=GIVEN,
-                    tooltip="What makes the hints of pairs without one; it also scores how well "
-                    "the trained net follows.",
-                ),
-                io.Int.Input(
-                    "circles",
-                    default=2000,
-                    min=32,
-                    max=1_000_000,
-                    tooltip="How many circles are drawn, where data is circles.",
-                ),
-                io.Int.Input(
-                    "resolution",
-                    default=128,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Side of drawn circles, and the size that pairs are looked at for: 128 "
-                    "for the embedded model, 512 for SD 1.5, 1024 for SDXL.",
-                ),
-            ],
-            outputs=[
-                io.Custom(DATASET).Output(display_name="dataset", tooltip="For Train ControlNet."),
-                io.String.Output(display_name="report", tooltip="What was found."),
-            ],
-            is_output_node=True,
-            **shows_text(),
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, data: str, **_: Any) -> str:
-        """Folders change behind the host's back."""
-        if data.strip() == CIRCLES:
-            return CIRCLES
-        return pairs_of(data.strip()).stamp()
-
-    @classmethod
-    def execute(cls, data: str, annotator: str, circles: int, resolution: int) -> io.NodeOutput:
-        drawn = data.strip() == CIRCLES
-        source = CirclePairs(circles, resolution) if drawn else pairs_of(data.strip())
-        dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
-        maker = dataset.maker if source[0].hint is None else None
-        report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT).summary()
-        return text_result(dataset, report, text=report)
-
-
-class ImagesToDataset(io.ComfyNode):
-    """Pictures of the graph as pairs, written to disk for any trainer."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="CLDM_MakeDataset",
-            display_name="Make Dataset (CLDM)",
-            category=TRAINING,
-            description="Writes pictures with their hints and prompts as a data set, which this "
-            "pack's trainer, that of diffusers (metadata.jsonl) and the original (prompt.json) "
-            "read. Run the graph again, with other seeds, and the set grows.",
-            inputs=[
-                io.Image.Input("images", tooltip="The pictures, such as those of a sampler."),
-                io.Image.Input("hints", tooltip="Their hints: one for each, or one for all."),
-                io.String.Input(
-                    "prompts",
-                    multiline=True,
-                    default="",
-                    tooltip="Their prompts: a line for each, or one line for all.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="my_pairs",
-                    tooltip=f"The folder, below {DATASETS} in ComfyUI's output folder. What is in "
-                    "it already stays.",
-                ),
-            ],
-            outputs=[
-                io.Custom(DATASET).Output(
-                    display_name="dataset", tooltip="All pairs of the folder, for Train ControlNet."
-                ),
-                io.String.Output(display_name="folder", tooltip="Where the pairs are."),
-            ],
-            is_output_node=True,
-            **shows_text(),
-        )
-
-    @classmethod
-    def execute(cls, images: Tensor, hints: Tensor, prompts: str, name: str) -> io.NodeOutput:
-        root = (Path(folder_paths.get_output_directory()) / DATASETS).resolve()
-        folder = (root / name.strip()).resolve()
-        if folder == root or not folder.is_relative_to(root):
-            raise CldmError(f"The data set can't be called {name!r}: give a name, as for a folder.")
-        pairs = paired(images, hints, prompts)
-        writer = DatasetWriter(folder)
-        for pair in pairs:
-            writer.add(pair.read_target(), pair.read_hint(), pair.prompt)
-        told = f"{len(pairs)} pairs written, {len(writer)} in {DATASETS}/{folder.name}"
-        source = open_source(str(folder))
-        return text_result(Dataset(source), str(folder), text=told)
-
-
-def paired(images: Tensor, hints: Tensor, prompts: str) -> list[Pair]:
-    """Pairs of the graph's pictures; raises CldmError where their numbers don't fit."""
-    targets, sources = to_pictures(images), to_pictures(hints)
-    lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
-    for count, what in ((len(sources), "hints"), (len(lines), "lines of prompts")):
-        if count not in (1, len(targets)):
-            raise CldmError(
-                f"There are {len(targets)} pictures and {count} {what}: give one for each, or one "
-                f"for all."
-            )
-    return [
-        Pair(
-            f"image-{index:05d}",
-            lines[index % len(lines)],
-            held_picture(target, f"image {index}"),
-            held_picture(sources[index % len(sources)], f"hint {index}"),
-        )
-        for index, target in enumerate(targets)
-    ]
+from .texts import shows_text, text_result
 
 
 class TrainControlNet(io.ComfyNode):
@@ -362,6 +154,11 @@ class TrainControlNet(io.ComfyNode):
         return text_result(control, patched, *pictures, str(trained.folder), text=trained.text)
 
 
+def to_image(path: Path) -> Tensor:
+    """A picture's file as the host's IMAGE."""
+    return torch.from_numpy(read_picture(path).astype(np.float32) / 255)[None]
+
+
 def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
     """Plot and samples of a run; black where there are none yet."""
     places = (folder / PLOT, folder / SHEET)
@@ -415,4 +212,4 @@ def _run(name: str) -> Path:
     return given if given.is_absolute() else run_folder(name, resume=True)
 
 
-TRAINING_NODES = [ControlDataset, ImagesToDataset, TrainControlNet, LossPlot]
+TRAINING_NODES = [TrainControlNet, LossPlot]
