@@ -28,6 +28,7 @@ class Result:
     cached: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)  # node id, value, max
     previews: int = 0  # pictures that the sampler sent on its way
+    applied: dict[str, list[str]] = field(default_factory=dict)  # node id -> reports of its control
     error: Json | None = None  # the host's own record: exception_message, node_id, traceback, ...
 
     def texts(self, node_id: str) -> list[str]:
@@ -150,6 +151,8 @@ class HostClient:
                 continue
             event = json.loads(message)
             data = event.get("data", {})
+            if event["type"] == "cldm_applied":  # of this prompt: one runs at a time
+                result.applied.setdefault(data["node"], []).append(data["text"])
             if data.get("prompt_id") == result.prompt_id:
                 record_event(result, event["type"], data)
                 if event["type"] == "progress" and on_progress is not None:
