@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..cldm_core.training.config import CIRCLES
 from ..cldm_core.training.dataset_writer import DatasetWriter
 from ..cldm_core.training.doctor import check
 from ..cldm_core.training.pairs import Pair, held_picture
+from ..cldm_core.training.plan import cut_pair
 from ..cldm_core.training.sources import Source, open_source
 from .annotate import host_device, host_progress
 from .texts import CATEGORY, shows_text, text_result
@@ -32,6 +33,7 @@ DATASETS = "controlnet_datasets"
 MAKERS = tuple(name for name, record in ANNOTATORS.items() if not record.needs_mask)
 LOOKED_AT = 2000
 """Pairs that the report of a data set is made of."""
+SHOWN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,11 @@ def to_pictures(image: Tensor) -> list[Any]:
     """The host's IMAGE (B, H, W, C) in [0, 1] as uint8 RGB pictures."""
     scaled = (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
     return [np.ascontiguousarray(one) for one in scaled.cpu().numpy()]
+
+
+def to_images(pictures: Sequence[Any]) -> Tensor:
+    """Pictures of one size as the host's IMAGE."""
+    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
 
 
 def pairs_of(name: str) -> Source:
@@ -123,7 +130,11 @@ class ControlDataset(io.ComfyNode):
             ],
             outputs=[
                 io.Custom(DATASET).Output(display_name="dataset", tooltip="For Train ControlNet."),
-                io.String.Output(display_name="report", tooltip="What was found."),
+                io.Image.Output(
+                    display_name="pictures", tooltip="Of the first pairs, as they are trained on."
+                ),
+                io.Image.Output(display_name="hints", tooltip="Theirs."),
+                io.String.Output(display_name="prompt", tooltip="Of the first pair."),
             ],
             is_output_node=True,
             **shows_text(),
@@ -143,7 +154,10 @@ class ControlDataset(io.ComfyNode):
         dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
         maker = dataset.maker if source[0].hint is None else None
         report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT).summary()
-        return text_result(dataset, report, text=report)
+        first = [source[index] for index in range(min(SHOWN, len(source)))]
+        pictures, hints = zip(*(cut_pair(pair, resolution, maker) for pair in first), strict=True)
+        shown = (to_images(pictures), to_images(hints), first[0].prompt)
+        return text_result(dataset, *shown, text=report)
 
 
 class MakeDataset(io.ComfyNode):

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -18,7 +17,7 @@ from ..cldm_core.training.models import TYPES, unet_type
 from ..cldm_core.training.options import parse_yaml
 from ..cldm_core.training.reports import PLOT, SHEET
 from ..cldm_core.training.scores import score_for
-from .dataset import DATASET, TRAINING, Dataset
+from .dataset import DATASET, TRAINING, Dataset, to_images
 from .host.files import load_control
 from .host.training import base_of, run_folder, train, with_decoder
 from .texts import shows_text, text_result
@@ -154,16 +153,12 @@ class TrainControlNet(io.ComfyNode):
         return text_result(control, patched, *pictures, str(trained.folder), text=trained.text)
 
 
-def to_image(path: Path) -> Tensor:
-    """A picture's file as the host's IMAGE."""
-    return torch.from_numpy(read_picture(path).astype(np.float32) / 255)[None]
-
-
 def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
     """Plot and samples of a run; black where there are none yet."""
     places = (folder / PLOT, folder / SHEET)
     return tuple(  # type: ignore[return-value]
-        to_image(place) if place.exists() else torch.zeros(1, 64, 64, 3) for place in places
+        to_images([read_picture(place)]) if place.exists() else torch.zeros(1, 64, 64, 3)
+        for place in places
     )
 
 

@@ -27,7 +27,7 @@ from .views import View, check_aspects
 if TYPE_CHECKING:
     from ..config import UNetConfig
     from ..unet import ControlledUNet
-    from .pairs import Pair, Size
+    from .pairs import Pair, Picture, Size
 
 Maker = Callable[[Any], Any]
 
@@ -159,17 +159,25 @@ def score_of(config: TrainConfig) -> Score:
     return score_named("mask_iou")
 
 
-def _held(pair: Pair, side: int, maker: Maker | None, config: TrainConfig) -> HeldOut:
-    """A pair to score with, cut as those that are trained on."""
+def cut_pair(pair: Pair, side: int, maker: Maker | None = None) -> tuple[Picture, Picture]:
+    """Target and hint (side, side, 3), uint8, as a training at this side sees the pair.
+
+    maker: makes the hint of the target. Raises CldmError where the two are of different shapes, or
+    can't be read.
+    """
     picture = pair.read_target()
     original = (picture.shape[0], picture.shape[1])
     window = View((side, side)).window(original)
     target = window.of_target(picture)
     if maker is not None:
-        hint = make_hint(maker, target, pair.named)
-    else:
-        stored = pair.read_hint()
-        check_aspects(pair.named, (stored.shape[0], stored.shape[1]), original)
-        hint = window.of_hint(stored)
+        return target, make_hint(maker, target, pair.named)
+    stored = pair.read_hint()
+    check_aspects(pair.named, (stored.shape[0], stored.shape[1]), original)
+    return target, window.of_hint(stored)
+
+
+def _held(pair: Pair, side: int, maker: Maker | None, config: TrainConfig) -> HeldOut:
+    """A pair to score with."""
+    target, hint = cut_pair(pair, side, maker)
     wanted = disc_of(target) if config.data == CIRCLES and config.annotator is None else None
     return HeldOut(pair.name, pair.prompt, hint, target, wanted)
