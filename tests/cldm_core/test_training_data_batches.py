@@ -1,6 +1,7 @@
 """Batches: the same whenever they are asked for, by whom, and however many processes there are."""
 
 import itertools
+import tracemalloc
 from functools import partial
 
 import numpy as np
@@ -379,6 +380,18 @@ def test_a_row_reads_one_shard_after_another():
     assert changes == 2
     inside = [int(order[step].pairs[0]) for step in range(20)]
     assert inside != sorted(inside)
+
+
+def test_the_order_of_a_hundred_thousand_pairs_is_small():
+    count = 100_000
+    tracemalloc.start()
+    order = Order(count, 8, seed=1, buckets=np.arange(count) % 5, shards=np.arange(count) // 1000)
+    assert order[order.per_epoch - 1].epoch == 0
+    assert order[order.per_epoch].epoch == 1
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 5e6  # buckets, shards and two epochs
+    assert peak < 10e6
 
 
 def test_random_numbers_are_the_same_for_good():

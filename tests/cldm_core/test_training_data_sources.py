@@ -15,7 +15,7 @@ from PIL import Image
 from controlnet_pack.cldm_core.errors import CldmError
 from controlnet_pack.cldm_core.pictures import write_picture
 from controlnet_pack.cldm_core.training.pairs import FilePicture, Pair, held_picture
-from controlnet_pack.cldm_core.training.records import Records
+from controlnet_pack.cldm_core.training.records import Names, Records
 from controlnet_pack.cldm_core.training.shards import ShardPairs
 from controlnet_pack.cldm_core.training.sources import ListedPairs, hold_out, open_source
 
@@ -401,6 +401,36 @@ def test_the_index_of_a_hundred_thousand_files_is_small(tmp_path, monkeypatch):
     tracemalloc.stop()
     assert source[99_999].name == "099999.png"
     assert kept < 3e6
+
+
+def test_the_index_of_a_hundred_thousand_pairs_in_shards_is_small(tmp_path, monkeypatch):
+    from controlnet_pack.cldm_core.training import shards
+
+    count = 50_000
+    names = Names(f"{number:08d}" for number in range(count)).arrays
+    table = np.ones((count, shards.PARTS), np.uint32)
+
+    def scan(_):
+        found = {"blocks": table.copy(), "lengths": table.copy()}
+        none = Names(()).arrays
+        return {
+            **found,
+            "names": names[0],
+            "names_ends": names[1],
+            "strays": none[0],
+            "strays_ends": none[1],
+        }
+
+    monkeypatch.setattr(shards, "_scan", scan)
+    paths = [tmp_path / "0.tar", tmp_path / "1.tar"]
+    for path in paths:
+        path.touch()
+    tracemalloc.start()
+    source = ShardPairs(paths)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(source) == 2 * count
+    assert kept < 6e6
 
 
 def test_records_are_read_late(tmp_path):
