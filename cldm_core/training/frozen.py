@@ -8,7 +8,7 @@ those of the plain layers to the bit, gradients to rounding, under autocast too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,52 @@ def project(x: Tensor, norm: nn.LayerNorm, layers: Sequence[nn.Linear]) -> tuple
         _Project, x, norm.weight, norm.bias, norm.eps, len(layers), *weights, *biases
     )
     return out
+
+
+def projected_again(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layers: Sequence[nn.Linear],
+    dtype: torch.dtype,
+    inner: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """What `project` gave, inside a backward pass, where the autocast that made the types is over.
+
+    dtype: of what it gave; inner: the one that the norm was computed in (norm_type).
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        h, *_ = _layer_norm(x, norm.weight, norm.bias, norm.eps, inner)
+        return tuple(
+            F.linear(h.to(dtype), layer.weight.to(dtype), _cast(layer.bias, dtype))
+            for layer in layers
+        )
+
+
+class Recomputed:
+    """Hooks on what is kept: of these tensors nothing is, they are computed a second time.
+
+    compute: gives the tensors again, in the same layout.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]) -> None:
+        self._numbers = {t.untyped_storage().data_ptr(): i for i, t in enumerate(tensors)}
+        self._compute = compute
+        self._again: dict[int, Tensor] = {}
+
+    def pack(self, tensor: Tensor) -> Any:
+        number = self._numbers.get(tensor.untyped_storage().data_ptr())
+        if number is None:
+            return tensor
+        return number, tensor.shape, tensor.stride(), tensor.storage_offset()
+
+    def unpack(self, packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        number, *layout = packed
+        if number not in self._again:
+            self._again = dict(enumerate(self._compute()))
+        # Each is asked for once and then let go.
+        return self._again.pop(number).as_strided(*layout)
 
 
 def gate(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -88,7 +134,7 @@ class _Convolve(Function):
         bias: Tensor | None,
         plan: _Plan,
     ) -> Tensor:
-        ctx.plan, ctx.dtype, ctx.shape = plan, _norm_type(x), x.shape
+        ctx.plan, ctx.dtype, ctx.shape = plan, norm_type(x), x.shape
         h, mean, rstd = x, None, None
         if plan.norm_groups:
             h, mean, rstd = _group_norm(x, gain, shift, plan, ctx.dtype)
@@ -203,7 +249,7 @@ def _laid_out(x: Tensor, like: Tensor) -> Tensor:
     return x.contiguous()
 
 
-def _norm_type(x: Tensor) -> torch.dtype:
+def norm_type(x: Tensor) -> torch.dtype:
     """The type that norms compute x in: CUDA's autocast has them in fp32, a CPU's has not."""
     if x.is_cuda and x.dtype in HALF and torch.is_autocast_enabled("cuda"):
         return torch.float32
@@ -213,6 +259,10 @@ def _norm_type(x: Tensor) -> torch.dtype:
 def _norm_weight(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """A norm's weight for x: CPUs take fp32 weights for half-precision inputs, GPUs do not."""
     return weight if weight is None or x.is_cpu else weight.to(x.dtype)
+
+
+def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return weight if weight is None else weight.to(dtype)
 
 
 def _typed(grad: Tensor | None, like: Tensor | None) -> Tensor | None:
@@ -232,7 +282,7 @@ class _Project(Function):
         count: int,
         *layers: Any,
     ) -> tuple[Tensor, ...]:
-        ctx.eps, ctx.dtype = eps, _norm_type(x)
+        ctx.eps, ctx.dtype = eps, norm_type(x)
         weights, biases = layers[:count], layers[count:]
         h, mean, rstd = _layer_norm(x, gain, shift, eps, ctx.dtype)
         ctx.save_for_backward(x, gain, shift, mean, rstd, *weights)

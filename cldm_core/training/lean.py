@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from functools import partial
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from ..blocks import (
     BasicTransformerBlock,
-    CrossAttention,
     ResBlock,
     SpatialTransformer,
     TimestepEmbedSequential,
     repeated,
 )
-from .frozen import convolve, gate, project
+from .frozen import Recomputed, convolve, gate, norm_type, project, projected_again
 
 M = TypeVar("M", bound=nn.Module)
 Swaps = Mapping[type[nn.Module], type[nn.Module]]
 
 HINT_ENCODER = "input_hint_block"
+NARROW = 320
+"""Transformers up to this wide are computed twice in part: wider ones cost more than they save."""
 
 
 def lean(net: M, *, checkpointing: bool = False) -> M:
@@ -38,15 +41,7 @@ def lean(net: M, *, checkpointing: bool = False) -> M:
     those with hooks, and dropout at work are computed as they are. checkpointing: whether blocks
     with anything to train in or before them are computed twice, for the sake of memory.
     """
-    view = _view(net, LEAN)
-    if checkpointing:
-        for module in view.modules():
-            if type(module) is TimestepEmbedSequential and isinstance(module[0], ResBlock):
-                module.__class__ = CheckpointedBlock
-            hint_encoder = module._modules.get(HINT_ENCODER)
-            if type(hint_encoder) is LeanSequential:
-                hint_encoder.__class__ = CheckpointedSequential
-    return view
+    return _view(net, CHECKPOINTED if checkpointing else LEAN)
 
 
 class LeanConv2d(nn.Conv2d):
@@ -84,8 +79,10 @@ class CheckpointedBlock(TimestepEmbedSequential):
     def forward(  # type: ignore[override]
         self, x: Tensor, emb: Tensor, context: Tensor | None, size: torch.Size | None = None
     ) -> Tensor:
-        # Hooks may be gone when the block is computed again: patches last for one forward.
-        if not _trains(self, x) or any(map(_hooked, self.modules())):
+        # Resampling alone keeps no more than its input anyway. Hooks may be gone when the block is
+        # computed again: patches last for one forward.
+        whole = isinstance(self[0], ResBlock) and not any(map(_hooked, self.modules()))
+        if not whole or not _trains(self, x):
             return super().forward(x, emb, context, size)
         out: Tensor = checkpoint(
             super().forward,
@@ -115,29 +112,84 @@ class LeanTransformerBlock(BasicTransformerBlock):
         """As BasicTransformerBlock's."""
         if self.disable_self_attn or context is None:
             return super().forward(x, context)
-        first, second = self.attn1, self.attn2
-        queries, keys, values = _projected(x, self.norm1, first.to_q, first.to_k, first.to_v)
-        x = _mixed(first, queries, keys, values) + x
-        x = repeated(x, context.shape[0])
-        (queries,) = _projected(x, self.norm2, second.to_q)
-        x = _mixed(second, queries, second.to_k(context), second.to_v(context)) + x
-        return self._fed(x) + x
+        return self.behind(x, self.mixed(x), context)
 
-    def _fed(self, x: Tensor) -> Tensor:
+    def mixed(self, x: Tensor) -> Tensor:
+        """The result of self-attention, in front of its last layer."""
+        own = self.attn1
+        queries, keys, values = _projected(x, self.norm1, own.to_q, own.to_k, own.to_v)
+        return own.attention(queries, keys, values, own.heads)
+
+    def behind(self, x: Tensor, mixed: Tensor, context: Tensor) -> Tensor:
+        """What stands behind self-attention."""
+        cross = self.attn2
+        x = repeated(self.attn1.to_out(mixed) + x, context.shape[0])
+        (queries,) = _projected(x, self.norm2, cross.to_q)
+        keys, values = cross.to_k(context), cross.to_v(context)
+        x = cross.to_out(cross.attention(queries, keys, values, cross.heads)) + x
+        return self.fed(x) + x
+
+    def fed(self, x: Tensor) -> Tensor:
         gated, _, last = self.ff.net
-        if not _plain(last, nn.Linear) or _hooked(self.ff) or _hooked(gated):
+        if not _plain_linear(last) or _hooked(self.ff) or _hooked(gated):
             out: Tensor = self.ff(self.norm3(x))
             return out
-        (inner,) = _projected(x, self.norm3, gated.proj)  # type: ignore[arg-type]
-        return gate(inner, last)  # type: ignore[arg-type]
+        (inner,) = _projected(x, self.norm3, cast("nn.Linear", gated.proj))
+        return gate(inner, last)
+
+
+class FrugalTransformerBlock(LeanTransformerBlock):
+    """A transformer block that, where it is narrow, keeps its input and self-attention's result.
+
+    All the rest is computed a second time, but for the softmax and the last layer: that takes as
+    many multiplications for each number that isn't kept as the block is wide.
+    """
+
+    def mixed(self, x: Tensor) -> Tensor:
+        if not self._saves(x):
+            return super().mixed(x)
+        own, norm = self.attn1, cast("nn.LayerNorm", self.norm1)
+        layers = [cast("nn.Linear", layer) for layer in (own.to_q, own.to_k, own.to_v)]
+        parts = project(x, norm, layers)
+        again = partial(projected_again, x, norm, layers, parts[0].dtype, norm_type(x))
+        hooks = Recomputed(parts, again)
+        with saved_tensors_hooks(hooks.pack, hooks.unpack):
+            return own.attention(parts[0], parts[1], parts[2], own.heads)
+
+    def behind(self, x: Tensor, mixed: Tensor, context: Tensor) -> Tensor:
+        if not self._saves(x):
+            return super().behind(x, mixed, context)
+        out: Tensor = checkpoint(
+            self._plain_behind, x, mixed, context, use_reentrant=False, preserve_rng_state=False
+        )
+        return out
+
+    def _plain_behind(self, x: Tensor, mixed: Tensor, context: Tensor) -> Tensor:
+        # Of plain layers, as the second time ends before the last one: lean ones would run it.
+        x = repeated(self.attn1.to_out(mixed) + x, context.shape[0])
+        x = self.attn2(self.norm2(x), context) + x
+        out: Tensor = self.ff(self.norm3(x)) + x
+        return out
+
+    def _saves(self, x: Tensor) -> bool:
+        if x.shape[-1] > NARROW or not _trains(self, x) or any(map(_hooked, self.modules())):
+            return False
+        return all(type(m) is nn.Linear for m in self.modules() if isinstance(m, nn.Linear))
 
 
 LEAN: Swaps = {
     nn.Conv2d: LeanConv2d,
     nn.Sequential: LeanSequential,
     SpatialTransformer: LeanSpatialTransformer,
-    BasicTransformerBlock: LeanTransformerBlock,
+    BasicTransformerBlock: FrugalTransformerBlock,
 }
+CHECKPOINTED: Swaps = {
+    **LEAN,
+    BasicTransformerBlock: LeanTransformerBlock,  # its block is computed twice as a whole
+    TimestepEmbedSequential: CheckpointedBlock,
+}
+HINT_LAYERS: Swaps = {nn.Sequential: CheckpointedSequential}
+"""Without its convolutions' class: a net tells from the first one's what type it reads."""
 
 
 def _view(module: M, swaps: Swaps) -> M:
@@ -145,17 +197,12 @@ def _view(module: M, swaps: Swaps) -> M:
     view = copy.copy(module)
     view.__class__ = swaps.get(type(module), type(module))  # type: ignore[assignment]
     view._modules = {
-        name: None if child is None else _view(child, _within(name, swaps))
+        name: None
+        if child is None
+        else _view(child, HINT_LAYERS if name == HINT_ENCODER else swaps)
         for name, child in module._modules.items()
     }
     return view
-
-
-def _within(name: str, swaps: Swaps) -> Swaps:
-    """The swaps inside a child: a net tells from its hint encoder's first layer what it reads."""
-    if name != HINT_ENCODER:
-        return swaps
-    return {old: new for old, new in swaps.items() if old is not nn.Conv2d}
 
 
 def _rows(layers: list[nn.Module]) -> Iterator[tuple[nn.GroupNorm | None, bool, nn.Module]]:
@@ -179,17 +226,15 @@ def _rows(layers: list[nn.Module]) -> Iterator[tuple[nn.GroupNorm | None, bool, 
 
 
 def _projected(x: Tensor, norm: nn.Module, *layers: nn.Module) -> tuple[Tensor, ...]:
-    if isinstance(norm, nn.LayerNorm) and _plain(norm, nn.LayerNorm):
-        linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-        if all(_plain(layer, nn.Linear) for layer in layers):
-            return project(x, norm, linear)
+    linear = [layer for layer in layers if _plain_linear(layer)]
+    if isinstance(norm, nn.LayerNorm) and _plain(norm, nn.LayerNorm) and len(linear) == len(layers):
+        return project(x, norm, linear)
     h = norm(x)
     return tuple(layer(h) for layer in layers)
 
 
-def _mixed(attention: CrossAttention, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    out: Tensor = attention.to_out(attention.attention(queries, keys, values, attention.heads))
-    return out
+def _plain_linear(layer: object) -> TypeGuard[nn.Linear]:
+    return isinstance(layer, nn.Linear) and _plain(layer, nn.Linear)
 
 
 def _plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
