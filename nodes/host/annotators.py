@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
@@ -54,19 +55,35 @@ class HostKeeper:
 
     @contextmanager
     def kept(self, key: Hashable, build: Callable[[], Any], device: Any) -> Iterator[Any]:
-        """See annotators.keeper.Keeper; loaded whole, since these nets are small."""
+        """See annotators.keeper.Keeper."""
         where = comfy.model_management.get_torch_device() if device is None else device
         where = torch.device(where)
         place = key, str(where)
         patcher = self._patchers.get(place)
         if patcher is None:
-            patcher = patcher_for(AnnotatorNet(build()), where)
-        comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        if place not in self._patchers:
+            patcher = managed(build(), where)
+            load(patcher)
             self._patchers[place] = patcher
             # The host's own record lives as long as it has the model loaded.
             weakref.finalize(record_of(patcher), self._patchers.pop, place, None).atexit = False
+        elif isinstance(patcher.model.thing, torch.nn.Module):
+            load(patcher)
         yield patcher.model.thing
+
+
+def managed(thing: Any, device: torch.device) -> Any:
+    """The thing under the host's memory management."""
+    net = AnnotatorNet(thing)
+    if isinstance(thing, torch.nn.Module):
+        return patcher_for(net, device)
+    # The host's class for dynamic memory would reserve it by the size of the parameters: none.
+    offload = comfy.model_management.unet_offload_device()
+    return comfy.model_patcher.ModelPatcher(net, load_device=device, offload_device=offload)
+
+
+def load(patcher: Any) -> None:
+    """Have the host load it whole, since these nets are small; it makes room first."""
+    comfy.model_management.load_models_gpu([patcher], force_full_load=True)
 
 
 def record_of(patcher: Any) -> Any:
