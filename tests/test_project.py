@@ -63,6 +63,8 @@ def test_locks_hold_the_extras(pyproject):
     extras = pyproject["project"]["optional-dependencies"]
     assert requirements(extras["standalone"]).keys() <= lock("demo.txt").keys()
     assert requirements(extras["dev"]).keys() <= lock("test.txt").keys()
+    both = lock("demo.txt").keys() | lock("test.txt").keys()
+    assert requirements(extras["train"]).keys() <= both
     assert not lock("demo.txt").keys() & lock("test.txt").keys()
 
 
