@@ -35,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_sample(commands)
+    _add_generate(commands)
     file_commands.add_parsers(commands)
     training_command.add_parser(commands)
     return parser
@@ -74,39 +75,9 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument(
         "out", type=Path, help="file of the picture; several get numbers before the ending"
     )
-    sample.add_argument("--negative", default="", help="what the picture should not show")
-    sample.add_argument(
-        "--checkpoint", type=Path, help="a single-file checkpoint (default: the embedded model)"
-    )
-    sample.add_argument(
-        "--prediction",
-        choices=("eps", "v"),
-        help="what the checkpoint predicts; v for SD 2.1 at 768 (default: what the checkpoint "
-        "says, eps if it says nothing)",
-    )
-    sample.add_argument(
-        "--tokenizer",
-        help="folder with CLIP's vocab.json and merges.txt, or a hub name (with --checkpoint)",
-    )
-    sample.add_argument(
-        "--controlnet", help="a control net's file, or embedded:canny, embedded:mask"
-    )
-    sample.add_argument(
-        "--control-type",
-        metavar="TYPE",
-        help="what the hint shows, for a union ControlNet: openpose, depth, scribble, canny, ...",
-    )
+    _add_nets(sample)
     sample.add_argument(
         "--hint", type=Path, help="the hint, or the picture that --annotator makes it of"
-    )
-    sample.add_argument(
-        "--annotator", help="MODULE:FUNCTION from picture to hint, such as annotators:canny"
-    )
-    sample.add_argument(
-        "--strength",
-        type=float,
-        default=1.0,
-        help="how strongly the hint is followed (%(default)s)",
     )
     sample.add_argument(
         "--start",
@@ -144,33 +115,91 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample.add_argument(
         "--schedule", metavar="TEXT", help='strength over the steps, such as "0: 1, 0.6: 1, 1: 0"'
     )
-    sample.add_argument("--steps", type=int, default=25, help="sampling steps (%(default)s)")
     sample.add_argument(
+        "--count", type=int, default=1, help="how many pictures, with seeds one apart (%(default)s)"
+    )
+    sample.set_defaults(run=_sample)
+
+
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    generate = commands.add_parser(
+        "generate",
+        help="pictures for hints, as pairs to train on",
+        description="Draws a picture for each hint and prompt of a data set, with the embedded "
+        "model or a checkpoint, and writes pictures, hints and prompts as pairs that `train` and "
+        "the trainers of diffusers and of the original read. Run again, it goes on where it was.",
+    )
+    generate.add_argument(
+        "data",
+        type=Path,
+        help="a folder of hints with captions, or of pictures with --annotator; a prompt.json, a "
+        "Hugging Face image folder or a .tar of pairs, whose hints are taken",
+    )
+    generate.add_argument("out", type=Path, help="folder of the pairs")
+    generate.add_argument("--prompt", help="for all hints (default: the caption of each)")
+    generate.add_argument(
+        "--copies", type=int, default=1, help="pictures for each hint (%(default)s)"
+    )
+    _add_nets(generate)
+    generate.set_defaults(run=_generate, controlnet="embedded:canny")
+
+
+def _add_nets(parser: argparse.ArgumentParser) -> None:
+    """What is sampled with, and how."""
+    parser.add_argument("--negative", default="", help="what the picture should not show")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a single-file checkpoint (default: the embedded model)"
+    )
+    parser.add_argument(
+        "--prediction",
+        choices=("eps", "v"),
+        help="what the checkpoint predicts; v for SD 2.1 at 768 (default: what the checkpoint "
+        "says, eps if it says nothing)",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        help="folder with CLIP's vocab.json and merges.txt, or a hub name (with --checkpoint)",
+    )
+    parser.add_argument(
+        "--controlnet", help="a control net's file, or embedded:canny, embedded:mask"
+    )
+    parser.add_argument(
+        "--control-type",
+        metavar="TYPE",
+        help="what the hint shows, for a union ControlNet: openpose, depth, scribble, canny, ...",
+    )
+    parser.add_argument(
+        "--annotator", help="MODULE:FUNCTION from picture to hint, such as annotators:canny"
+    )
+    parser.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="how strongly the hint is followed (%(default)s)",
+    )
+    parser.add_argument("--steps", type=int, default=25, help="sampling steps (%(default)s)")
+    parser.add_argument(
         "--guidance", type=float, help="classifier-free guidance (default: 3 embedded, 7.5 else)"
     )
-    sample.add_argument(
+    parser.add_argument(
         "--scheduler",
         choices=tuple(SCHEDULERS),
         default="ddim",
         help="how the steps are taken (%(default)s)",
     )
-    sample.add_argument(
+    parser.add_argument(
         "--size", type=int, help="side of the square picture (default: the model's own)"
     )
-    sample.add_argument(
-        "--count", type=int, default=1, help="how many pictures, with seeds one apart (%(default)s)"
-    )
-    sample.add_argument(
+    parser.add_argument(
         "--seed", type=int, default=0, help="the first picture's seed (%(default)s)"
     )
-    sample.add_argument("--device", default="cpu", help="cpu, cuda, mps (%(default)s)")
-    sample.add_argument(
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (%(default)s)")
+    parser.add_argument(
         "--dtype",
         choices=("fp32", "fp16", "bf16"),
         default="fp32",
         help="number type of the nets (%(default)s)",
     )
-    sample.set_defaults(run=_sample)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -183,6 +212,12 @@ def _sample(arguments: argparse.Namespace) -> None:
     from .commands import sample
 
     sample(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .generate_command import generate
+
+    generate(arguments)
 
 
 if __name__ == "__main__":

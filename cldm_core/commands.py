@@ -56,12 +56,12 @@ def sample(arguments: argparse.Namespace) -> None:
 
     What can be wrong without a look into the nets is found before they are loaded.
     """
-    settings = _settings(arguments)
+    settings = settings_of(arguments)
     check_writable(arguments.out)
-    _check_device(arguments.device)
+    check_device(arguments.device)
     controls = _controls(arguments, settings.width)
-    pipeline = _pipeline(arguments)
-    controls = [_bound(control, pipeline) for control in controls]
+    pipeline = open_pipeline(arguments)
+    controls = [bound(control, pipeline) for control in controls]
     with progress_bar("sampling") as progress:
         pictures = pipeline(
             arguments.prompt,
@@ -116,7 +116,8 @@ def make_hint(annotator: str, picture: Picture) -> Picture:
     return np.asarray(hint)
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def settings_of(arguments: argparse.Namespace) -> Settings:
+    """How pictures are sampled; what isn't given is the model's own."""
     size, guidance = (512, FULL_GUIDANCE) if arguments.checkpoint else (tiny.SIZE, TINY_GUIDANCE)
     size = size if arguments.size is None else arguments.size
     return Settings(
@@ -125,12 +126,13 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         seed=arguments.seed,
         width=size,
         height=size,
-        count=arguments.count,
+        count=getattr(arguments, "count", 1),
         scheduler=arguments.scheduler,
     )
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raises CldmError for a device that isn't there."""
     available = ["cpu"]
     if torch.cuda.is_available():
         available += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
@@ -140,7 +142,8 @@ def _check_device(name: str) -> None:
         raise CldmError(f"There is no device {name!r} here: choose {' or '.join(available)}.")
 
 
-def _pipeline(arguments: argparse.Namespace) -> Pipeline:
+def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
+    """The embedded model, or that of a checkpoint."""
     device, dtype = arguments.device, TYPES[arguments.dtype]
     if arguments.checkpoint is None:
         return tiny.load_pipeline(device=device, dtype=dtype)
@@ -165,8 +168,8 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
     hint = to_hint(_hint(arguments, size)).to(arguments.device)
-    net = _net(arguments)
-    hints = _typed(hint, net, arguments)
+    net = open_net(arguments)
+    hints = typed(hint, net, arguments)
     return [
         Control(
             net,
@@ -187,13 +190,14 @@ def _blocks(text: str | None, net: ControlModule) -> tuple[float, ...] | None:
     return None if text is None else parse_blocks(text, len(weights_for(net, "balanced")))
 
 
-def _net(arguments: argparse.Namespace) -> ControlModule:
+def open_net(arguments: argparse.Namespace) -> ControlModule:
+    """The net of a file, or an embedded one."""
     source, _, name = arguments.controlnet.partition(":")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
     return load_control(path, device=arguments.device, dtype=TYPES[arguments.dtype])
 
 
-def _typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hint:
+def typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hint:
     """The hint under its type where the net wants one."""
     kind = arguments.control_type
     if isinstance(net, UnionControlNet):
@@ -211,7 +215,7 @@ def _typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> H
     return hint
 
 
-def _bound(control: Control, pipeline: Pipeline) -> Control:
+def bound(control: Control, pipeline: Pipeline) -> Control:
     """The control with its net on the pipeline's UNet, if it builds upon a base model's weights."""
     if not isinstance(control.net, BoundControlNet):
         return control

@@ -26,8 +26,9 @@ from .views import View, check_aspects
 
 if TYPE_CHECKING:
     from ..config import UNetConfig
+    from ..pipeline import Picture
     from ..unet import ControlledUNet
-    from .pairs import Pair, Picture, Size
+    from .pairs import Pair, Size
 
 Maker = Callable[[Any], Any]
 
