@@ -47,7 +47,7 @@ def test_sizes_are_read_from_the_file():
     assert (swin.embed_dim, swin.depths, swin.window_size) == (8, [1, 1, 2, 1], 4)
     assert swin.num_heads == [1, 2, 2, 4]
     assert (config.num_labels, config.num_queries) == (133, 20)
-    assert (config.conv_dim, config.mask_dim, config.hidden_dim) == (32, 32, 32)
+    assert (config.conv_dim, config.mask_dim, config.hidden_dim) == (64, 64, 64)
     assert (config.encoder_layers, config.decoder_layers, config.query_dec_layers) == (2, 3, 1)
     assert (config.encoder_feedforward_dim, config.dim_feedforward) == (24, 40)
     assert config.task_seq_len == 77

@@ -188,7 +188,7 @@ _SWIN_NAMES = (
 
 
 def oneformer(classes: int = 150, seed: int = 29) -> dict[str, Tensor]:
-    """OneFormer of 32 channels on a narrow Swin, and what its file holds besides."""
+    """OneFormer of 64 channels on a narrow Swin, and what its file holds besides."""
     import transformers
 
     backbone = transformers.SwinConfig(
@@ -202,9 +202,9 @@ def oneformer(classes: int = 150, seed: int = 29) -> dict[str, Tensor]:
         backbone_config=backbone,
         num_labels=classes,
         num_queries=20,
-        conv_dim=32,
-        mask_dim=32,
-        hidden_dim=32,
+        conv_dim=64,  # two a group of its norms, which one pixel needs
+        mask_dim=64,
+        hidden_dim=64,
         encoder_layers=2,
         encoder_feedforward_dim=24,
         decoder_layers=3,
@@ -213,7 +213,7 @@ def oneformer(classes: int = 150, seed: int = 29) -> dict[str, Tensor]:
     )
     shapes: dict[str, tuple[int, ...]] = {
         "criterion.empty_weight": (classes + 1,),
-        "model.text_mapper.prompt_ctx.weight": (16, 32),
+        "model.text_mapper.prompt_ctx.weight": (16, 64),
     }
     for name, shape in shapes_of(transformers.OneFormerModel(config)).items():
         if ".swin.layernorm." in name:
