@@ -20,8 +20,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 FULL, FULL_LEAN, DIFFUSERS, OURS = "full", "full_lean", "diffusers", "ours"
-CPU_ROWS = (FULL, DIFFUSERS, OURS)
-GPU_ROWS = (FULL, FULL_LEAN, DIFFUSERS, OURS)
+ROWS = (FULL, DIFFUSERS, OURS)
+ALL_ROWS = (FULL, FULL_LEAN, DIFFUSERS, OURS)
 CPU_SIZES = (32, 64)
 GPU_BATCHES = (1, 4, 16, 32)
 PAPER_BATCH = 32
@@ -62,14 +62,18 @@ def shape(size: int, batch: int, checkpointing: bool = False) -> dict[str, Any]:
 def timed_shapes(args: argparse.Namespace) -> list[list[dict[str, Any]]]:
     """What one process measures together: on a CPU one shape, on a GPU all."""
     if args.device != "cuda":
-        return [[shape(size, 1)] for size in args.size or CPU_SIZES]
-    both = [shape(64, batch, ck) for ck in (False, True) for batch in args.batch or GPU_BATCHES]
-    return [both]
+        return [[shape(size, 1)] for size in args.size or ((8, 16) if args.small else CPU_SIZES)]
+    batches = args.batch or GPU_BATCHES
+    return [[shape(largest(args), batch, ck) for ck in (False, True) for batch in batches]]
 
 
-def counted_shapes() -> list[dict[str, Any]]:
+def counted_shapes(args: argparse.Namespace) -> list[dict[str, Any]]:
     """For the paper's batch: memory grows by the same with each picture."""
-    return [shape(64, batch, True) for batch in (1, 2)]
+    return [shape(largest(args), batch, True) for batch in (1, 2)]
+
+
+def largest(args: argparse.Namespace) -> int:
+    return 16 if args.small else 64
 
 
 def merged(runs: list[Any]) -> list[dict[str, Any]]:
@@ -92,6 +96,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     if "seconds" not in first:
         return result
     result["peak_gb"] = round(max(record["peak"] for record in good) / 1e9, 3)
+    if "held" in first:
+        result["held_gb"] = round(first["held"] / 1e9, 3)
     for clock in ("seconds", "processor"):
         medians = {
             part: statistics.median(value for record in good for value in record[clock][part])
@@ -112,7 +118,8 @@ def extrapolated(records: list[dict[str, Any]]) -> dict[str, Any] | None:
     each = kept[2] - kept[1]
     sizes = {**records[0]["gb"], "kept": round(kept[1] + (PAPER_BATCH - 1) * each, 3)}
     sizes["sum"] = round(sum(v for name, v in sizes.items() if name != "sum"), 3)
-    return {**shape(64, PAPER_BATCH, True), "gb": sizes, "gb_each": round(each, 4)}
+    one = {"size": records[0]["size"], "batch": PAPER_BATCH, "checkpointing": True}
+    return {**one, "gb": sizes, "gb_each": round(each, 4)}
 
 
 def with_ratios(rows: dict[str, list[dict[str, Any]]]) -> None:
@@ -198,19 +205,22 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of each turn; default 2, on a GPU 5")
     parser.add_argument("--size", type=int, action="append", help="latents' sides, on a CPU")
     parser.add_argument("--batch", type=int, action="append", help="batches, on a GPU")
-    parser.add_argument("--row", action="append", choices=GPU_ROWS, help="default: all")
+    parser.add_argument(
+        "--row", action="append", choices=ALL_ROWS, help="default: full, diffusers, ours"
+    )
     parser.add_argument("--small", action="store_true", help="a tenth of the width, to try it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     cuda = args.device == "cuda"
-    chosen = tuple(args.row or (GPU_ROWS if cuda else CPU_ROWS))
+    chosen = tuple(args.row or ROWS)
     skipped = able(chosen)
     for row, reason in skipped.items():
         print(f"{row}: left out, {reason}")
     rounds, steps = args.rounds or (2 if cuda else 3), args.steps or (5 if cuda else 2)
     out = args.out or RESULTS / f"training{'-cuda' if cuda else ''}.json"
     runs: dict[str, list[Any]] = {row: [] for row in chosen if row not in skipped}
-    counted = {row: worker(row, counted_shapes(), args, 0) for row in runs}
+    # A GPU has room for the paper's batch itself.
+    counted = {} if cuda else {row: worker(row, counted_shapes(args), args, 0) for row in runs}
     for number in range(rounds):
         for shapes in timed_shapes(args):
             # In turn, so that whatever else the machine does falls on all of them.
@@ -231,7 +241,10 @@ def main() -> None:
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
-    print(f"\nthe paper's batch, {PAPER_BATCH}, from what 1 and 2 pictures keep:\n{table(paper)}")
+    if paper:
+        print(
+            f"\nthe paper's batch, {PAPER_BATCH}, from what 1 and 2 pictures keep:\n{table(paper)}"
+        )
 
 
 if __name__ == "__main__":

@@ -299,8 +299,11 @@ def measured(task: Task, shape: Shape, config: Any, device: torch.device, steps:
         else:
             for weight in task.weights:
                 weight.grad = None
+        before = torch.cuda.memory_allocated(device) if whole else 0
         with clock.part("forward"):
             loss = task.loss(inputs)
+        if whole:  # what is kept, by the allocator's own count
+            record["held"] = torch.cuda.memory_allocated(device) - before
         with clock.part("backward"):
             loss.backward()
         if optimizer is not None:
@@ -341,6 +344,4 @@ def run(row: str, shapes: list[Shape], *, small: bool, device: str, half: bool, 
 if __name__ == "__main__":
     order = json.loads(sys.argv[1])
     asked = [Shape(**shape) for shape in order.pop("shapes")]
-    if order.pop("threads", 0):
-        torch.set_num_threads(2)
     print(f"\n{json.dumps(run(shapes=asked, **order))}")
