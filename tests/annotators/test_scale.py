@@ -85,7 +85,7 @@ def test_after_a_kill_the_same_command_goes_on(folder, tmp_path, expected):
 
 
 def test_ray_makes_what_one_process_makes_though_a_worker_is_killed(folder, tmp_path, expected):
-    pytest.importorskip("ray", reason="needs ray[data], the extra scale")
+    pytest.importorskip("ray.data", reason="needs ray[data], the extra scale")
     done = run(folder, "--workers", "2")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "died").exists()
@@ -95,7 +95,7 @@ def test_ray_makes_what_one_process_makes_though_a_worker_is_killed(folder, tmp_
 
 @pytest.mark.slow
 def test_what_workers_lack_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
-    pytest.importorskip("ray", reason="needs ray[data], the extra scale")
+    pytest.importorskip("ray.data", reason="needs ray[data], the extra scale")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
     monkeypatch.delenv("CLDM_ANNOTATORS", raising=False)
