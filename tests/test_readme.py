@@ -9,7 +9,7 @@ import pytest
 
 from controlnet_pack import cldm_core
 from controlnet_pack.annotators import ANNOTATORS
-from controlnet_pack.annotators.__main__ import _parser as annotators_parser
+from controlnet_pack.annotators.options import parser as annotators_parser
 from controlnet_pack.cldm_core.__main__ import make_parser as core_parser
 from controlnet_pack.cldm_core.tiny.build import make_parser as build_parser
 from controlnet_pack.scripts import annotator_table
