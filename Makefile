@@ -31,6 +31,8 @@ check: $(VENV)/test.stamp
 test-full: check
 	$(RUN) -m pytest -m ""
 
+$(VENV)/weights.stamp: $(LOCKS)/test.txt
+
 test-weights: $(VENV)/weights.stamp
 	$(RUN) scripts/fetch_test_weights.py $(VENV)/test-files
 	CLDM_TEST_FILES=$(VENV)/test-files $(RUN) -m pytest tests/annotators -m weights
