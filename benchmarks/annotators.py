@@ -25,6 +25,8 @@ SIZES = (512, 1024)
 LEAST_ROUNDS, MOST_ROUNDS = 3, 11
 SMALL = 256
 """Size of the picture that loading and equality are tried with."""
+PARTS = ("left_out", "differs", "loading", "inside", "rows", "timing")
+"""Of the results, those that annotators add to."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
@@ -81,8 +83,7 @@ class Bench:
         except OSError:  # no git here
             stand = ""
         self.result: dict[str, Any] = {"commit": stand, "machine": self.ours("about")}
-        self.result |= {"aux": {}, "left_out": {}, "differs": {}, "loading": {}, "inside": {}}
-        self.result |= {"rows": {}, "timing": {}}
+        self.result |= {part: {} for part in ("aux", *PARTS)}
         if args.aux_python:
             self.aux = Worker(args.aux_python, "annotators_aux.py", folder)
             self.result["aux"] = self.aux("about")
@@ -135,6 +136,7 @@ class Bench:
             able.append((by, many, worker))
             cost += max(all_, 0.05)
         rounds = min(max(int(self.args.seconds / cost), self.args.rounds), MOST_ROUNDS)
+        samples: dict[str, list[list[float]]] = {}
         for number in range(rounds):
             first = number % len(able)
             # In turn, and each round from another one on, so that disturbances fall on all of them.
@@ -142,7 +144,8 @@ class Bench:
                 found = worker("time", by=by, size=size, batch=batch)
                 key = f"{case.name}|{size}|{by}|{batch}"
                 taken = [float(f"{found[clock]:.5g}") for clock in ("seconds", "cpu")]
-                self.result["timing"].setdefault(key, []).append(taken)
+                samples.setdefault(key, []).append(taken)
+        self.result["timing"] |= samples
         if case.net and self.args.device == "cuda":
             for batch in {1, self.args.batch}:
                 self.inside(case, size, batch)
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="pictures at once; 1 for none")
     parser.add_argument("--seconds", type=float, default=60, help="for an annotator at one size")
     parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="at least")
+    parser.add_argument("--add", action="store_true", help="to what an earlier run has written")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     args = parser.parse_args()
     args.size = args.size or list(SIZES)
@@ -194,18 +198,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(args, Path(name))
         result = bench.result
+        if args.add and out.exists():
+            before = json.loads(out.read_text(encoding="utf-8"))
+            for part in PARTS:
+                result[part] |= before[part]
         for case in CASES:
             # What has no network never runs on a GPU.
             wanted = case.name in args.only if args.only else args.device == "cpu" or case.net
             if not wanted:
                 continue
             bench.run(case)
-            result["rows"] = rows_of(result["timing"], args.batch)
+            result["rows"] = rows_of(result["timing"])
             out.write_text(written(result), encoding="utf-8")
             print(table(result["rows"], case.name), flush=True)
         bench.end()
     print(f"\n{result['commit']}, {result['machine']}\n{result['aux']}")
-    for part in ("left_out", "differs", "loading", "inside"):
+    for part in PARTS[:4]:
         for key, value in result[part].items():
             print(f"{part}: {key}: {value}")
 

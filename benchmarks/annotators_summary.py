@@ -11,7 +11,7 @@ Timing = dict[str, list[list[float]]]
 """By "case|size|side|batch": seconds by the clock and of the processor, round by round."""
 
 
-def rows_of(timing: Timing, batch: int) -> dict[str, dict[str, Any]]:
+def rows_of(timing: Timing) -> dict[str, dict[str, Any]]:
     """By "case|size": seconds of each side; ratios of ours to the others; the gain of a batch."""
     rows: dict[str, dict[str, Any]] = {}
     for key in timing:
@@ -20,7 +20,8 @@ def rows_of(timing: Timing, batch: int) -> dict[str, dict[str, Any]]:
         row = rows.setdefault(place, {})
         row[f"{by} {count}"] = spread([one[0] for one in timing[key]], 5)
     for place, row in rows.items():
-        own = {count: timing[f"{place}|{OURS}|{count}"] for count in {1, batch}}
+        counts = [key.removeprefix(f"{OURS} ") for key in row if key.startswith(f"{OURS} ")]
+        own = {int(count): timing[f"{place}|{OURS}|{count}"] for count in counts}
         for by in (AUX, OPENCV):
             for count in own:
                 other = timing.get(f"{place}|{by}|{count}")
@@ -30,7 +31,8 @@ def rows_of(timing: Timing, batch: int) -> dict[str, dict[str, Any]]:
                     other, factor = timing.get(f"{place}|{by}|1"), count
                 if other:
                     row[f"to {by} {count}"] = ratios(own[count], other, factor)
-        row["gain"] = ratios(own[1], own[batch], 1 / batch)
+        if (batch := max(own)) > 1:
+            row["gain"] = ratios(own[1], own[batch], 1 / batch)
     return rows
 
 
@@ -60,5 +62,6 @@ def line(place: str, row: dict[str, Any]) -> str:
             f"{key[3:]:>17} {one['median']:.2f} ({one['lower']:.2f}-{one['upper']:.2f})"
             f" cpu {one['cpu']:.2f}"
         )
-    cells.append(f"; gain {row['gain']['median']:.2f} cpu {row['gain']['cpu']:.2f}")
+    if "gain" in row:
+        cells.append(f"; gain {row['gain']['median']:.2f} cpu {row['gain']['cpu']:.2f}")
     return "".join(cells)

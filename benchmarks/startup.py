@@ -38,9 +38,12 @@ def started(install: HostInstall, folder: Path, pack: Path | None) -> dict[str, 
     custom_nodes.mkdir(parents=True, exist_ok=True)
     if pack:
         install_pack(custom_nodes, pack)
+    env = install.environment(folder / "standins")
+    # Compiled files are kept, as they are for users.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [install.python, str(INSIDE), str(install.root), str(base)],
-        env=install.environment(folder / "standins"),
+        env=env,
         capture_output=True,
         check=False,
         text=True,
