@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from controlnet_pack.cldm_core.pipeline import Picture
 from controlnet_pack.cldm_core.training.circles import CirclePairs
 from controlnet_pack.cldm_core.training.doctor import KINDS, Finding, Report, check
 from controlnet_pack.cldm_core.training.pairs import Pair, held_picture
-from controlnet_pack.cldm_core.training.sources import ListedPairs, Part, open_source
+from controlnet_pack.cldm_core.training.sources import ListedPairs, Source, open_source
 
 from .training_pairs import line_hint, picture, unhinted, write_prompt_json
 
@@ -206,12 +207,12 @@ def test_one_hint_for_several_targets(data):
     assert (found.level, found.kind, found.names) == ("warning", "same hint", ("target/x.png",))
 
 
-class Shuffled(Part):
-    """Targets and prompts of a source, each with the hint of the next."""
-
-    def __getitem__(self, index: int) -> Pair:
-        pair, next_pair = self.source[index], self.source[(index + 1) % len(self.source)]
-        return Pair(pair.name, pair.prompt, pair.target, next_pair.hint)
+def swapped(source: Source, hints: Source, shift: int) -> ListedPairs:
+    """Targets and prompts of a source, each with the hint of another pair."""
+    count = len(source)
+    return ListedPairs(
+        [replace(source[n], hint=hints[(n + shift) % count].hint) for n in range(count)]
+    )
 
 
 def edges(numbers: Sequence[int]) -> ListedPairs:
@@ -228,8 +229,15 @@ def edges(numbers: Sequence[int]) -> ListedPairs:
 @pytest.mark.parametrize("source", [CirclePairs(24, 64), edges(range(24))], ids=["circle", "edge"])
 def test_hints_in_another_order(source):
     assert "mismatched" not in kinds(check(source, resolution=64))
-    found = only(check(Shuffled(source, np.arange(24)), resolution=64))
-    assert (found.level, found.kind, found.count) == ("warning", "mismatched", 24)
+    for shift in range(1, 4):
+        found = only(check(swapped(source, source, shift), resolution=64))
+        assert (found.level, found.kind, found.count) == ("warning", "mismatched", 24)
+
+
+def test_hints_of_other_pictures():
+    for seed in range(1, 7):  # by chance, some of these fit a little better than the others
+        other = swapped(CirclePairs(24, 64), CirclePairs(24, 64, seed=seed), 0)
+        assert only(check(other, resolution=64)).kind == "mismatched"
 
 
 def test_files_without_a_partner(tmp_path):
