@@ -15,7 +15,7 @@ from ..base import BATCH_PIXELS, RESOLUTION, RGB8, Annotator, AnnotatorError, Pi
 from ..errors import Unavailable, about
 from ..files import decoded, encoded, whole
 from ..pictures import on_white, resized, working_size
-from .sources import HINT, Entry, Job, content
+from .sources import HINTS, Entry, Job, content
 
 THREADS = 4
 """That read and write while the device computes."""
@@ -142,7 +142,7 @@ class Maker:
             "__key__": ready.entry.key,
             **ready.beside,
             ready.entry.ending: ready.data,
-            f"{HINT}.{ending}": encoded(f".{ending}", hint),
+            f"{HINTS[0]}.{ending}": encoded(f".{ending}", hint),
         }
 
 

@@ -20,14 +20,20 @@ Content: TypeAlias = Path | bytes
 
 LISTS = ("metadata.jsonl", "prompt.json")
 """Lists that are taken in place of a folder's files; one JSON object in a line."""
-PICTURE_NAMES = ("target", "file_name", "image")
-CAPTION_NAMES = ("prompt", "text", "caption")
-HINT_NAMES = ("source", "conditioning_image")
+PICTURE_NAMES = ("target", "file_name", "image_file_name", "image")
+CAPTION_NAMES = ("text", "caption", "prompt")
+HINT_NAMES = (
+    *("source", "hint", "hint_file_name"),
+    *("conditioning_image", "conditioning_file_name", "conditioning_image_file_name"),
+)
 """What a list may call a picture, its caption, and a hint that it has already."""
 CAPTION_ENDINGS = (".txt", ".caption")
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 SHARD_SIZE = 1000
-HINT = "hint"
+HINT_FOLDERS = ("conditioning", "conditioning_images", "hints")
+"""Folders among the pictures that hold hints of them."""
+HINTS = ("hint", "conditioning", "source")
+"""What a hint's ending may begin with in a shard; here it is the first one."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +139,13 @@ def _entries(source: Path) -> Iterator[Entry]:
 
 
 def _folder(folder: Path) -> Iterator[Entry]:
-    """The pictures of a folder and its subfolders, each with the files of its name beside it."""
-    files = {path for path in folder.rglob("*") if path.is_file()}
+    """The pictures of a folder and its subfolders, each with the files of its name beside it.
+
+    Hints that are there are left out.
+    """
+    hints = {folder / name for name in HINT_FOLDERS}
+    paths = (path for path in folder.rglob("*") if hints.isdisjoint(path.parents))
+    files = {path for path in paths if path.is_file()}
     for picture in sorted(path for path in files if path.suffix.lower() in PICTURES):
         beside: dict[str, Content] = {}
         captions = [picture.with_suffix(ending) for ending in CAPTION_ENDINGS]
@@ -235,7 +246,7 @@ def _sample(sample: Mapping[str, Any], shard: str) -> Entry | str:
     if ending is None:
         return f"{shard}: {key}: there is no picture, only {', '.join(held) or 'nothing'}."
     picture = held.pop(ending)
-    beside = {one: data for one, data in held.items() if one.partition(".")[0] != HINT}
+    beside = {one: data for one, data in held.items() if one.partition(".")[0] not in HINTS}
     if "caption" in beside:
         beside.setdefault("txt", beside["caption"])
     return Entry(key, f"{shard}: {key}.{ending}", _usual(ending), picture, beside)

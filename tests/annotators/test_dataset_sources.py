@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from controlnet_pack.annotators import AnnotatorError, canny
 from controlnet_pack.annotators.datasets import annotate_dataset, sources
+from controlnet_pack.cldm_core.training.shards import ShardPairs
 
-from .test_dataset import archive, folder, members, out, pixels, refused
+from .test_dataset import archive, folder, members, out, pixels, refused, write
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 __all__ = ["folder", "out"]  # fixtures
@@ -44,6 +46,30 @@ def test_metadata_jsonl(folder, out):
     assert json.loads(found["a/1.json"]) == {"score": 0.5}
 
 
+def test_hints_among_the_pictures_get_no_hints(folder, out):
+    write(folder / "conditioning" / "1.png", 1)
+    write(folder / "a" / "hints" / "1.png", 1)  # no folder of hints: those are at the top
+    annotate_dataset("canny", folder, out)
+    names = [name for name in members(out / "000000.tar") if name.endswith("1.png")]
+    assert names == ["a/1.png", "a/hints/1.png"]
+
+
+def test_the_trainer_reads_what_was_written(folder, out):
+    lying = Image.open(folder / "a" / "2.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its right side is up
+    lying.save(folder / "6.jpg", exif=exif)
+    annotate_dataset("canny", folder, out, resolution=20)
+    pairs = ShardPairs([out / "000000.tar"])
+    found = {pair.name: pair for pair in pairs}
+    assert [*found] == ["4", "5", "6", "a/1", "a/2", "a/b/3"]
+    assert found["6"].read_hint().shape == (26, 20, 3)
+    assert (found["a/1"].prompt, found["a/2"].prompt, found["5"].prompt) == ("eins", "zwei", "")
+    for pair in pairs:
+        assert np.array_equal(pair.read_hint(), canny(pair.read_target(), resolution=20))
+    assert [*pairs.strays()] == []
+
+
 def test_shards_become_shards_of_the_same_names(folder, tmp_path, out):
     annotate_dataset("invert", folder, tmp_path / "before", shard_size=3)
     result = annotate_dataset("canny", tmp_path / "before", out)
@@ -63,7 +89,8 @@ def test_shards_by_a_pattern(folder, tmp_path, out, pattern):
 
 def test_what_else_a_sample_holds_is_kept(folder, tmp_path, out):
     picture = (folder / "a" / "1.png").read_bytes()
-    files = {"x.cls": b"7", "x.mask.png": b"m", "x.PNG": picture, "x.hint.jpg": b"old"}
+    old = {"x.hint.jpg": b"old", "x.source.png": b"older"}
+    files = {"x.cls": b"7", "x.mask.png": b"m", "x.PNG": picture, **old}
     annotate_dataset("canny", archive(tmp_path / "one.tar", **files), out)
     found = members(out / "one.tar")
     assert [*found] == ["x.cls", "x.hint.png", "x.mask.png", "x.png"]
