@@ -20,7 +20,8 @@ class Scale(nn.Module):
         super().__init__()
         outer, inner = WIDTHS[depth - 1], WIDTHS[depth]
         innermost = depth == len(WIDTHS) - 1
-        down = [nn.LeakyReLU(0.2), nn.Conv2d(outer, inner, 4, stride=2, padding=1)]
+        # In place: where it is handed on, a ReLU follows, for which it makes no difference.
+        down = [nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(outer, inner, 4, stride=2, padding=1)]
         if not innermost:
             down += [nn.InstanceNorm2d(inner), Scale(depth + 1)]
         back = inner if innermost else 2 * inner
