@@ -34,7 +34,7 @@ class TrainConfig:
         CIRCLES,
         DATA,
         "where the pairs are: prompt.json of the original, a folder of pictures, a Hugging Face "
-        "image folder, webdataset shards such as pairs-{0000..0099}.tar, or circles for drawn ones",
+        "image folder, a .tar file of webdataset or a folder of them, or circles for drawn ones",
     )
     conditioning: str | None = option(
         None, DATA, "folder of hints, where pictures lie in a folder; nothing looks for it"
@@ -67,7 +67,10 @@ class TrainConfig:
     workers: int = option(1, DATA, "threads that make batches ahead", least=0, most=64)
 
     base: str = option(
-        TINY, MODEL, "what is steered: tiny (the embedded model), or a single-file checkpoint"
+        TINY,
+        MODEL,
+        "what is steered: tiny (the embedded model), a single-file checkpoint, or a folder "
+        "of diffusers, as SDXL needs it",
     )
     tokenizer: str | None = option(
         None, MODEL, "folder with CLIP's vocab.json and merges.txt, or a hub name"

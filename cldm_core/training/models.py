@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ..pipeline import Pipeline
 from ..unet import ControlledUNet
 from .config import TINY, TrainConfig
 from .encoding import Encoders, SizeCondition, TinyEncoders, fingerprint
+
+if TYPE_CHECKING:
+    from ..config import Prediction
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
@@ -42,15 +45,17 @@ def load_base(config: TrainConfig, device: torch.device) -> Base:
     if config.base == TINY:
         pipeline = tiny.load_pipeline(device=device, dtype=unet_type(config))
         return Base(pipeline, TinyEncoders(device), TINY_GUIDANCE)
+    path, prediction = Path(config.base), cast("Prediction | None", config.prediction)
+    dtype = unet_type(config)
+    if path.is_dir():
+        from .folders import load_folder
+
+        pipeline, encoders = load_folder(path, prediction=prediction, device=device, dtype=dtype)
+        return Base(pipeline, encoders, FULL_GUIDANCE)
     from ..single_file import load_pipeline
 
-    prediction: Any = config.prediction
     pipeline = load_pipeline(
-        Path(config.base),
-        tokenizer=config.tokenizer,
-        prediction=prediction,
-        device=device,
-        dtype=unet_type(config),
+        path, tokenizer=config.tokenizer, prediction=prediction, device=device, dtype=dtype
     )
     return Base(
         pipeline, PipelineEncoders(pipeline.autoencoder, pipeline.encode_text), FULL_GUIDANCE
@@ -60,6 +65,10 @@ def load_base(config: TrainConfig, device: torch.device) -> Base:
 def unet_of(config: TrainConfig) -> ControlledUNet:
     """The base's UNet without its numbers: of its file only the header is read."""
     path = tiny.weights("unet") if config.base == TINY else Path(config.base)
+    if path.is_dir():
+        from .folders import unet_file
+
+        path = unet_file(path)
     return load_unet(read_header(path), device="meta", dtype=unet_type(config))
 
 
@@ -77,14 +86,20 @@ def resolution_of(config: TrainConfig, unet: UNetConfig) -> int:
     """The side that pictures are trained at; raises CldmError where the UNet can't take it."""
     multiple, side = multiple_of(unet), config.resolution
     if side is None:
-        large = (config.prediction or unet.prediction) == "v"
-        side = tiny.SIZE if config.base == TINY else 768 if large else 512
+        side = tiny.SIZE if config.base == TINY else _own_size(config, unet)
     if side % multiple:
         raise CldmError(
             f"resolution is {side}, expected a multiple of {multiple} for this base model, such as "
             f"{max(1, round(side / multiple)) * multiple}."
         )
     return side
+
+
+def _own_size(config: TrainConfig, unet: UNetConfig) -> int:
+    """What a base was made for: SDXL 1024 pixels, SD 2.1 with v 768, else 512."""
+    if unet.adm_in_channels is not None:
+        return 1024
+    return 768 if (config.prediction or unet.prediction) == "v" else 512
 
 
 class PipelineEncoders:

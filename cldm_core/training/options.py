@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from ..errors import CldmError
 
@@ -46,12 +46,13 @@ class Option:
     @property
     def expected(self) -> str:
         """What a value must be, in words."""
+        nothing = " (or nothing)" if self.optional else ""
         if self.choices:
-            return "one of " + ", ".join(self.choices)
+            return f"one of {', '.join(self.choices)}{nothing}"
         text = _KINDS[self.kind]
         limits = (("above", self.above), ("from", self.least), ("up to", self.most))
-        bounds = " ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
-        return f"{text} {bounds}".rstrip() + (" (or nothing)" if self.optional else "")
+        bounds = " ".join(f"{word} {limit}" for word, limit in limits if limit is not None)
+        return f"{text} {bounds}".rstrip() + nothing
 
     def read(self, value: Any) -> Value:
         """The value in the option's own type; raises CldmError where it isn't one.
@@ -61,14 +62,16 @@ class Option:
         if value is None and self.optional:
             return None
         if self.kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-            try:
-                value = float(value)
-            except (OverflowError, ValueError):
-                raise self._refusal(value) from None
+            value = self._number(value)
         if type(value) is not self.kind or not self._within(value):
             raise self._refusal(value)
-        kept: Value = value
-        return kept
+        return cast("Value", value)
+
+    def _number(self, value: int | str) -> float:
+        try:
+            return float(value)
+        except (OverflowError, ValueError):
+            raise self._refusal(value) from None
 
     def _within(self, value: Any) -> bool:
         if self.choices:

@@ -33,10 +33,14 @@ def kills(out: Path, count: int) -> None:
         before = checkpoints.steps()
         child = os.fork()
         if not child:
-            long_run(out)
-            os._exit(0)
+            try:
+                long_run(out)
+            finally:
+                os._exit(1)
         # Every other one gets as far as a checkpoint of its own, so that the run goes on.
         while number % 2 and checkpoints.steps() == before:
+            if os.waitpid(child, os.WNOHANG)[0]:
+                raise SystemExit("The training ended by itself.")
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
