@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from .base import RGB8, Annotator, Choice, Flag, Weights
 from .depth_maps import far_is_black
-from .pictures import as_rgb
+from .pictures import as_rgb, each
 
 # MIT: README of isl-org/ZoeDepth, and the cards of both files.
 MODELS = {
@@ -31,13 +34,14 @@ MODELS = {
 }
 
 
-def zoe(image: RGB8, model: str, gamma: bool, device: Any) -> RGB8:
-    """Depth (H, W, 3) of a picture (H, W, 3), spread from its 2nd to its 85th percentile."""
+def zoe(images: RGB8, model: str, gamma: bool, device: Any) -> RGB8:
+    """Depth (N, H, W, 3) of pictures (N, H, W, 3), spread from their 2nd to 85th percentiles."""
     from .keeper import network
     from .nets.zoe import build, distance
 
     with network(MODELS[model], build, device) as net:
-        return as_rgb(far_is_black(distance(net, image), gamma=gamma))
+        metres = distance(net, images)
+    return as_rgb(np.stack(each(partial(far_is_black, gamma=gamma), metres)))
 
 
 ANNOTATOR = Annotator(
@@ -50,5 +54,6 @@ ANNOTATOR = Annotator(
         "gamma": Flag(False, "darken the middle: raise the hint to the power of 2.2"),
     },
     resolution=512,
+    batched=True,
     weights=tuple(MODELS.values()),
 )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ HEAD_WIDTH = 64
 MULTIPLE = 32
 HIGH, WIDE = 384, 512
 """The size of the pictures it was trained on."""
+AT_ONCE = 4
+"""How many pictures go through the network together: more need much memory."""
 DOMAINS = (("nyu", 10.0), ("kitti", 80.0))
 """Indoor and outdoor pictures, and the metres that they reach."""
 
@@ -34,7 +37,31 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         raise AnnotatorError(
             f"The file of weights lacks {what}: it isn't ZoeDepth's of transformers."
         ) from None
-    return filled(transformers.ZoeDepthForDepthEstimation, config, tensors)
+    net: Any = filled(transformers.ZoeDepthForDepthEstimation, config, tensors)
+    net.metric_head = OneByOne(net.metric_head)
+    return net  # type: ignore[no-any-return]
+
+
+class OneByOne(nn.Module):
+    """A head that is given the pictures of a batch one by one: together they vote for a domain."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, **features: Any) -> tuple[Tensor, None]:
+        """The depths (N, 1, H, W) of features whose first axis is the picture."""
+
+        def of(number: int, value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[number : number + 1]
+            return [of(number, one) for one in value]
+
+        depths = [
+            self.head(**{name: of(number, value) for name, value in features.items()})[0]
+            for number in range(len(features["bottleneck"]))
+        ]
+        return torch.cat(depths), None
 
 
 def _config(transformers: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -90,21 +117,19 @@ def _config(transformers: Any, tensors: Mapping[str, Tensor]) -> Any:
     )
 
 
-def distance(net: Any, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W) metres of one picture (H, W, 3), the mean of it and of its mirrored one.
-
-    One at a time, since the network lets all pictures of a batch vote for one domain.
-    """
-    # Stacked, that is copied: PyTorch warns of arrays that can't be written to.
-    pixels = as_tensor(np.stack([image]), net) / 255
-    found = framed(net, pixels)
-    found = (found + framed(net, pixels.flip(3)).flip(3)) / 2
-    metres: NDArray[np.float32] = found[0, 0].float().cpu().numpy()
+def distance(net: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, H, W) metres of pictures (N, H, W, 3), the mean of each and of its mirrored one."""
+    pixels = as_tensor(images, net) / 255
+    found = [
+        (framed(net, some) + framed(net, some.flip(3)).flip(3)) / 2
+        for some in pixels.split(1 if pixels.device.type == "cpu" else AT_ONCE)
+    ]
+    metres: NDArray[np.float32] = torch.cat(found)[:, 0].float().cpu().numpy()
     return metres
 
 
 def framed(net: Any, pixels: Tensor) -> Tensor:
-    """(1, 1, H, W) of (1, 3, H, W) from 0 to 1, seen with a mirrored frame that is cut off again.
+    """(N, 1, H, W) of (N, 3, H, W) from 0 to 1, seen with a mirrored frame that is cut off again.
 
     As huggingface/controlnet_aux `DepthModel._infer_with_pad_aug`.
     """

@@ -41,7 +41,7 @@ class Ramp(nn.Module):
 def test_frame_resampling_and_mirroring_are_the_references(size):
     golden = GOLDEN[f"zoe {size[0]}x{size[1]}"]
     with torch.no_grad():
-        found = torch.from_numpy(nets.distance(Ramp(), picture(*size, 3)))
+        found = torch.from_numpy(nets.distance(Ramp(), picture(1, *size, 3))[0])
     values, total = torch.tensor(golden["values"]), torch.tensor(golden["stats"])
     assert (sample(found, len(values)) - values).abs().max() < 1e-5 * values.abs().max()
     assert (stats(found) - total).abs().max() < 1e-5 * total.abs().max()
@@ -82,7 +82,7 @@ def test_hint_is_the_distance_stretched(give, gamma):
     give(MODELS["nyu"], tiny_nets.zoe(1))
     image = picture(37, 50, 3)
     with torch.no_grad():
-        metres = nets.distance(nets.build(tiny_nets.zoe(1)).eval(), image)
+        (metres,) = nets.distance(nets.build(tiny_nets.zoe(1)).eval(), image[None])
     hint = annotate("zoe", image, resolution=0, model="nyu", gamma=gamma)
     assert np.array_equal(hint, pictures.as_rgb(depth_maps.far_is_black(metres, gamma=gamma)))
 
@@ -93,6 +93,17 @@ def test_pictures_of_a_batch_do_not_vote_together(give):
     images[1] //= 8
     both = annotate("zoe", images, resolution=0)
     assert np.array_equal(both[1], annotate("zoe", images[1], resolution=0))
+
+
+def test_pictures_that_go_through_the_network_together_do_not_vote_together():
+    net = nets.build(tiny_nets.zoe(2)).eval()
+    pixels = torch.from_numpy(picture(2, 3, 32, 32) / np.float32(255))
+    pixels[1] /= 8
+    with torch.no_grad():
+        both = net(pixel_values=pixels).predicted_depth
+        alone = torch.cat([net(pixel_values=one[None]).predicted_depth for one in pixels])
+    assert (both - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert (both[0] - both[1]).abs().max() > 1e-2 * alone.abs().max()
 
 
 def test_a_picture_that_cant_be_written_to_does(give):
