@@ -24,6 +24,8 @@ from .options import LIST, listed, parser
 
 MOST_TOLD = 20
 """Of the pictures that a data set lacks."""
+FRAMES_AT_ONCE = 8
+"""Of a video, for annotators that are faster with several."""
 INTERRUPTED = 130
 
 
@@ -85,7 +87,8 @@ def _run(
     if source.suffix.lower() in io.VIDEOS:
         with Bar(annotator.name) as bar:
             frames = io.frame_count(source)
-            io.convert_video(source, target, convert, lambda done: bar.show(done, frames))
+            at_once = FRAMES_AT_ONCE if annotator.batched else 1
+            io.convert_video(source, target, convert, lambda done: bar.show(done, frames), at_once)
         return 0
     if source.resolve() == target.resolve():
         raise AnnotatorError(f"{target} is the picture itself: name another place for the hint.")

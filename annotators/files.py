@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,18 @@ def encoded(ending: str, hint: Picture) -> bytes:
         with BytesIO() as file:
             np.save(file, hint)
             return file.getvalue()
+    fits, data = cv2.imencode(ending, _bgr(hint, ending))
+    if not fits:
+        raise AnnotatorError(
+            f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
+        )
+    return data.tobytes()
+
+
+def _bgr(hint: Picture, ending: str) -> Picture:
+    """The hint as uint8 for OpenCV; refuses negative floats."""
+    import cv2
+
     if hint.dtype != np.uint8:
         if hint.min() < 0:
             raise AnnotatorError(
@@ -86,12 +99,7 @@ def encoded(ending: str, hint: Picture) -> bytes:
                 f"use {RAW}."
             )
         hint = np.rint(hint * 255).astype(np.uint8)
-    fits, data = cv2.imencode(ending, cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
-    if not fits:
-        raise AnnotatorError(
-            f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
-        )
-    return data.tobytes()
+    return np.asarray(cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -101,9 +109,13 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def convert_video(
-    source: Path, target: Path, convert: Callable[[Picture], Picture], show: Callable[[int], None]
-) -> int:
-    """Each frame through `convert` (N, H, W, 3) -> the same, at the same rate; gives their number.
+    source: Path,
+    target: Path,
+    convert: Callable[[Picture], Picture],
+    show: Callable[[int], None],
+    at_once: int = 1,
+) -> None:
+    """`at_once` frames through `convert` (N, H, W, 3) -> the same, at the same rate.
 
     `show` is told the number of frames done. Raises AnnotatorError where the video can't be read
     or the format can't be written here.
@@ -118,20 +130,21 @@ def convert_video(
     rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
     codec = cv2.VideoWriter.fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))
     writer = None
+    frames = _frames(reader)
     done = 0
     try:
         with whole(target) as part:
-            for frame in _frames(reader):
-                hint = convert(frame[None])[0]
+            while some := list(islice(frames, at_once)):
+                hints = convert(np.stack(some))
                 if writer is None:
-                    size = hint.shape[1::-1]
-                    writer = cv2.VideoWriter(str(part), codec, rate, size)
+                    writer = cv2.VideoWriter(str(part), codec, rate, hints.shape[2:0:-1])
                     if not writer.isOpened():
                         raise AnnotatorError(
                             f"OpenCV can't write {target.suffix} here; use .avi, for example."
                         )
-                writer.write(cv2.cvtColor(hint, cv2.COLOR_RGB2BGR))
-                done += 1
+                for hint in hints:
+                    writer.write(_bgr(hint, target.suffix))
+                done += len(some)
                 show(done)
             if writer is None:
                 raise AnnotatorError(f"{source} is no video that OpenCV can read.")
@@ -140,7 +153,6 @@ def convert_video(
         reader.release()
         if writer is not None:
             writer.release()
-    return done
 
 
 def frame_count(path: Path) -> int:

@@ -29,6 +29,7 @@ HEAVY = {
     "cv2",
     "huggingface_hub",
     "onnxruntime",
+    "ray",
     "safetensors",
     "scipy",
     "skimage",
@@ -36,6 +37,7 @@ HEAVY = {
     "torchvision",
     "tqdm",
     "transformers",
+    "webdataset",
 }
 
 SOURCES = [path for room in MAY_NOT_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import ANNOTATORS, annotate, canny, inpaint, mask
+from controlnet_pack.annotators import ANNOTATORS, Annotator, annotate, canny, inpaint, mask
 from controlnet_pack.annotators.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -291,6 +291,32 @@ def test_video_at_a_resolution(tmp_path):
     out = tmp_path / "out.avi"
     assert main(["invert", str(tmp_path / "in.avi"), str(out), "--resolution", "24"]) == 0
     assert {frame.shape for frame in frames_of(out)} == {(24, 32, 3)}
+
+
+def test_hints_of_floats_become_no_video(capfd, tmp_path):
+    video(tmp_path / "in.avi")
+    cv2.imwrite(str(tmp_path / "mask.png"), np.full((48, 64), 255, np.uint8))
+    out = tmp_path / "out.avi"
+    said = refused(capfd, "inpaint", tmp_path / "in.avi", out, "--mask", tmp_path / "mask.png")
+    assert said == "inpaint: This hint has values down to -1, which a .avi can't hold; use .npy.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.avi", "mask.png"]
+
+
+def test_frames_of_a_video_are_batches(monkeypatch, tmp_path):
+    seen = []
+
+    def run(images):
+        seen.append(len(images))
+        return 255 - images
+
+    record = Annotator("batches", "Batches", "Inverts.", run, batched=True)
+    monkeypatch.setitem(ANNOTATORS, "batches", record)
+    frames = video(tmp_path / "in.avi", frames=11)
+    assert main(["batches", str(tmp_path / "in.avi"), str(tmp_path / "out.avi")]) == 0
+    assert seen == [8, 3]
+    found = frames_of(tmp_path / "out.avi")
+    assert len(found) == 11
+    assert np.abs(found[10].astype(int) - (255 - frames[10])).mean() < 6
 
 
 def test_what_is_no_video(tmp_path):
