@@ -53,7 +53,9 @@ class Dataset:
 
 
 def _hint(name: str, picture: Any) -> Any:
-    with host_progress():
+    # No progress bar of its own, which would take the training's place. And no graph: weights that
+    # the host loaded can't be trained with.
+    with torch.inference_mode():
         return annotate(name, picture, device=host_device())
 
 
@@ -141,11 +143,14 @@ class ControlDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, data: str, **_: Any) -> str:
-        """Folders change behind the host's back."""
-        if data.strip() == CIRCLES:
+    def fingerprint_inputs(cls, data: str | None, **_: Any) -> str:
+        """Folders change behind the host's back; None where the name comes from another node."""
+        if data is None or data.strip() == CIRCLES:
             return CIRCLES
-        return pairs_of(data.strip()).stamp()
+        try:
+            return pairs_of(data.strip()).stamp()
+        except CldmError as error:  # told where the node runs
+            return str(error)
 
     @classmethod
     def execute(cls, data: str, annotator: str, circles: int, resolution: int) -> io.NodeOutput:
@@ -153,9 +158,11 @@ class ControlDataset(io.ComfyNode):
         source = CirclePairs(circles, resolution) if drawn else pairs_of(data.strip())
         dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
         maker = dataset.maker if source[0].hint is None else None
-        report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT).summary()
         first = [source[index] for index in range(min(SHOWN, len(source)))]
-        pictures, hints = zip(*(cut_pair(pair, resolution, maker) for pair in first), strict=True)
+        with host_progress():
+            report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT).summary()
+            pairs = [cut_pair(pair, resolution, maker) for pair in first]
+        pictures, hints = zip(*pairs, strict=True)
         shown = (to_images(pictures), to_images(hints), first[0].prompt)
         return text_result(dataset, *shown, text=report)
 

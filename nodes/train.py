@@ -13,14 +13,26 @@ from torch import Tensor
 from ..cldm_core import CldmError
 from ..cldm_core.pictures import read_picture
 from ..cldm_core.training.config import CIRCLES, TrainConfig
+from ..cldm_core.training.history import FILE as HISTORY
 from ..cldm_core.training.models import TYPES, unet_type
 from ..cldm_core.training.options import parse_yaml
 from ..cldm_core.training.reports import PLOT, SHEET
 from ..cldm_core.training.scores import score_for
 from .dataset import DATASET, TRAINING, Dataset, to_images
 from .host.files import load_control
-from .host.training import base_of, run_folder, train, with_decoder
+from .host.training import run_folder, train, with_decoder
+from .host.training_base import base_of
 from .texts import shows_text, text_result
+
+OF_DATASET, OF_GRAPH = "Control Dataset", "what is connected to the node"
+ELSEWHERE = {
+    **dict.fromkeys(("data", "conditioning", "columns", "circles", "annotator"), OF_DATASET),
+    **dict.fromkeys(("base", "tokenizer"), OF_GRAPH),
+    "out": "the node's name",
+    "device": "ComfyUI",
+    "lr": "the node's learning_rate",
+}
+"""Settings of the command line that mean nothing in the node's box, and what sets them."""
 
 
 class TrainControlNet(io.ComfyNode):
@@ -132,25 +144,41 @@ class TrainControlNet(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         folder = run_folder(name, resume=resume)
-        given = {"lr": learning_rate, "out": str(folder), **parse_yaml(more, "more")}
+        given = {"lr": learning_rate, "out": str(folder), **further(more)}
         config = TrainConfig.of({**settings, **given})
         base = base_of(model, clip, vae, unet_type(config))
-        facts = {"data": CIRCLES if dataset.circles else "the graph's"}
-        if config.score is None and dataset.annotator is not None:
-            facts["score"] = score_for(f"annotators:{dataset.annotator}").name
+        config = replace(config, **facts(dataset, config))
         trained = train(
             base,
             dataset.source,
-            replace(config, prediction=config.prediction or base.pipeline.prediction, **facts),
+            replace(config, prediction=config.prediction or base.pipeline.prediction),
             annotator=dataset.maker,
             name=name,
-            node=cls.hidden.unique_id,
+            node=cls.hidden.unique_id if cls.hidden else None,
             resume=resume,
         )
         control = load_control(trained.net).control
         patched = model if trained.unet is None else with_decoder(model, trained.unet)
         pictures = run_pictures(trained.folder)
         return text_result(control, patched, *pictures, str(trained.folder), text=trained.text)
+
+
+def further(more: str) -> dict[str, Any]:
+    """The settings of the box `more`; raises CldmError for those that come from elsewhere."""
+    given = parse_yaml(more, "more")
+    for name in given:
+        if name in ELSEWHERE:
+            raise CldmError(f"more: {name} is set by {ELSEWHERE[name]}, not here: remove the line.")
+    return given
+
+
+def facts(dataset: Dataset, config: TrainConfig) -> dict[str, str]:
+    """What the data set says of a run: whose discs are scored, and how."""
+    drawn = dataset.circles and dataset.annotator is None
+    told = {"data": CIRCLES if drawn else "the graph's"}
+    if config.score is None and config.evaluate_every and dataset.annotator is not None:
+        told["score"] = score_for(f"annotators:{dataset.annotator}").name
+    return told
 
 
 def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
@@ -187,17 +215,20 @@ class LossPlot(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, run: str) -> tuple[int, ...]:
-        """A run goes on."""
+    def fingerprint_inputs(cls, run: str | None) -> tuple[int, ...]:
+        """A run goes on; None where its name comes from another node."""
+        if run is None:
+            return ()
         files = (_run(run) / place for place in (PLOT, SHEET))
         return tuple(file.stat().st_mtime_ns for file in files if file.exists())
 
     @classmethod
     def execute(cls, run: str) -> io.NodeOutput:
         folder = _run(run)
-        if not (folder / PLOT).exists():
+        if not (folder / HISTORY).exists():
             raise CldmError(
-                f"There is no run with a plot in {folder}: give the folder of a training run."
+                f"There is no training run in {folder}: give the folder of one, or the name that "
+                f"it has in Train ControlNet."
             )
         return io.NodeOutput(*run_pictures(folder))
 

@@ -1,187 +1,36 @@
-"""Training on the host's models: a UNet of one's own, its encoders, and the run that a node starts.
-
-Nodes run under `torch.inference_mode()`, and what is made there can't be trained: weights are
-copied within `inference_mode(False)`, which takes the UNet's size in memory once more.
-"""
+"""A training run that a node starts: its folder, what the node shows meanwhile, and its net."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
-import comfy.model_base
 import comfy.model_management
-import comfy.samplers
 import comfy.utils
 import folder_paths
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...cldm_core import CldmError, ControlledUNet
-from ...cldm_core.pipeline import Pipeline
+from ...cldm_core import CldmError
 from ...cldm_core.training.config import TrainConfig
-from ...cldm_core.training.encoding import SizeCondition, fingerprint
+from ...cldm_core.training.convergence import find
 from ...cldm_core.training.evaluate import Evaluation
 from ...cldm_core.training.loop import Fitted, fit
 from ...cldm_core.training.models import Base
 from ...cldm_core.training.plan import Plan, plan_of
 from ...cldm_core.training.reports import Reports
+from ...cldm_core.training.session import opened
 from ...cldm_core.training.sources import Source
 from .applied import show_text
-from .checks import unet_config_of
 from .files import new_controlnet_path
-from .weights import BaseModelWeights
 
 RUNS = "controlnet_training"
 PREVIEW = 512
-TINY_CONTEXT = 128
-"""Width of the embedded model's text, which wants a gentler guidance."""
-
-
-class HostEncoders:
-    """The host's VAE and CLIP as training wants them; texts are cut to CLIP's one chunk.
-
-    They run as in any other node; what they give is copied into tensors that can be trained with.
-    """
-
-    def __init__(self, model: Any, clip: Any, vae: Any) -> None:
-        self.model, self.clip, self.vae = model, clip, vae
-        parts = (vae.first_stage_model, clip.cond_stage_model)
-        self.key = "host-" + "-".join(fingerprint(part) for part in parts)
-        self.sized = unet_config_of(model.model).adm_in_channels is not None
-
-    def latents(self, pictures: Tensor) -> Tensor:
-        """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), scaled for the UNet."""
-        with torch.inference_mode():
-            encoded = self.vae.encode((pictures / 2 + 0.5).movedim(1, -1))
-            latents: Tensor = self.model.model.process_latent_in(encoded).float()
-        return latents.clone()
-
-    def texts(
-        self, prompts: Sequence[str], sizes: Sequence[SizeCondition]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Context (B, tokens, width), and SDXL's vector."""
-        with torch.inference_mode():
-            encoded = [self._encoded(prompt) for prompt in prompts]
-            context = torch.cat([text[:, : self._tokens] for text, _ in encoded]).float()
-            if not self.sized:
-                return context.clone(), None
-            vectors = [
-                self.model.model.encode_adm(pooled_output=pooled, **_told(size))
-                for (_, pooled), size in zip(encoded, sizes, strict=True)
-            ]
-        return context.clone(), torch.cat(vectors).float().clone()
-
-    def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Context and pooled text."""
-        tokens = self.clip.tokenize(prompt)
-        found: tuple[Tensor, Tensor] = self.clip.encode_from_tokens(tokens, return_pooled=True)
-        return found
-
-    @cached_property
-    def _tokens(self) -> int:
-        """The length of a chunk: longer prompts would not fit beside others in a batch."""
-        return self._encoded("")[0].shape[1]
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, 4, h, w), scaled, to (B, 3, 8h, 8w) in [-1, 1]."""
-        with torch.inference_mode():
-            decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(latents.float()))
-        return decoded.movedim(-1, 1) * 2 - 1
-
-
-class PromptEncoder:
-    """The texts of a sampling, for the core's pipeline."""
-
-    def __init__(self, encoders: HostEncoders) -> None:
-        self.encoders, self.sized = encoders, encoders.sized
-
-    def __call__(self, prompts: Sequence[str], size: tuple[int, int] = (0, 0)) -> Any:
-        context, y = self.encoders.texts(
-            prompts, [SizeCondition(size, (0, 0), size)] * len(prompts)
-        )
-        return (context, y) if self.sized else context
-
-
-class HostScheduler:
-    """Euler over the host's sigmas, in the form of diffusers' schedulers, which a host may lack."""
-
-    def __init__(self, sampling: Any) -> None:
-        self.sampling = sampling
-        self.init_noise_sigma = 1.0
-
-    def set_timesteps(self, steps: int) -> None:
-        self._sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", steps)
-        self.timesteps = self.sampling.timestep(self._sigmas[:-1])
-        self.init_noise_sigma = float((1 + self._sigmas[0].square()).sqrt())
-
-    def scale_model_input(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """What the UNet reads of latents that have the noise of this step."""
-        scaled: Tensor = self.sampling.calculate_input(self._sigmas[self._at(timestep)].to(x), x)
-        return scaled
-
-    def step(self, predicted: Tensor, timestep: Tensor, x: Tensor) -> Stepped:
-        """Latents with the noise of the next step."""
-        place = self._at(timestep)
-        now, then = self._sigmas[place : place + 2].to(x)
-        clean = self.sampling.calculate_denoised(now, predicted, x)
-        return Stepped(x + (x - clean) / now * (then - now))
-
-    def _at(self, timestep: Tensor) -> int:
-        return int((self.timesteps == timestep).nonzero()[0])
-
-
-class Stepped(NamedTuple):
-    """What a scheduler's step gives, by its name in diffusers."""
-
-    prev_sample: Tensor
-
-
-def _told(size: SizeCondition) -> dict[str, int]:
-    """The sizes by the names that the host's SDXL reads."""
-    (height, width), (top, left), (target_height, target_width) = (
-        size.original,
-        size.corner,
-        size.target,
-    )
-    return {
-        "height": height,
-        "width": width,
-        "crop_h": top,
-        "crop_w": left,
-        "target_height": target_height,
-        "target_width": target_width,
-    }
-
-
-def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
-    """The host's model to train a net on, its UNet copied in `dtype`, with the MODEL's LoRAs.
-
-    Raises FamilyMismatch where it is no picture UNet.
-    """
-    config = unet_config_of(model.model)
-    comfy.model_management.load_models_gpu([model])
-    weight = BaseModelWeights(model.model.diffusion_model)
-    with torch.inference_mode(False):
-        with torch.device("meta"):
-            unet = ControlledUNet(config)
-        state = {key: weight(key).to("cpu", dtype, copy=True) for key in unet.state_dict()}
-        unet.load_state_dict(state, assign=True)
-    encoders = HostEncoders(model, clip, vae)
-    velocity = model.model.model_type == comfy.model_base.ModelType.V_PREDICTION
-    pipeline = Pipeline(
-        unet.requires_grad_(False).eval(),
-        encoders,
-        PromptEncoder(encoders),
-        prediction="v" if velocity else "eps",
-        scheduler_maker=lambda *_: HostScheduler(model.get_model_object("model_sampling")),
-    )
-    return Base(pipeline, encoders, 3.0 if config.context_dim == TINY_CONTEXT else 7.5)
 
 
 def run_folder(name: str, *, resume: bool = False) -> Path:
@@ -200,26 +49,59 @@ def run_folder(name: str, *, resume: bool = False) -> Path:
     return folder
 
 
+class Interrupts:
+    """Whether the graph was interrupted. An interrupt first saves the run, and then ends the graph.
+
+    The host's progress bars raise, and forget, an interrupt where they are told of a step.
+    """
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def __call__(self) -> bool:
+        """For `fit`: asked after each step."""
+        return self._seen or bool(comfy.model_management.processing_interrupted())
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """What is inside doesn't raise an interrupt, which counts all the same."""
+        try:
+            yield
+        except comfy.model_management.InterruptProcessingException:
+            self._seen = True
+
+    def end(self) -> NoReturn:
+        """Ends the graph, as the host does."""
+        comfy.model_management.interrupt_current_processing(False)
+        raise comfy.model_management.InterruptProcessingException()
+
+
 class NodeReports(Reports):
-    """The record of a run that its node shows: numbers as text, and the last samples."""
+    """The record of a run that its node shows: numbers as text, and the last samples.
+
+    stop: asked by `fit` whether to end the run.
+    """
 
     def __init__(self, folder: Path, plan: Plan, node: str | None, *, tensorboard: bool) -> None:
         held_out = plan.evaluator.held_out if plan.evaluator else ()
         super().__init__(folder, held_out, tensorboard=tensorboard)
+        self.stop = Interrupts()
         self._bar = comfy.utils.ProgressBar(plan.config.steps)
         self._steps, self._node = plan.config.steps, node
         self._lines: dict[str, str] = {}
-        self._picture: Any = None
+        self._evaluated: int | None = None
+        self._preview: tuple[str, Any, int] | None = None
 
     def note(self, step: int, **numbers: Any) -> None:
         super().note(step, **numbers)
         if "loss" in numbers:
-            rate = f", learning rate {numbers['lr']:.3g}" if "lr" in numbers else ""
-            self._lines["loss"] = f"step {step} of {self._steps}: loss {numbers['loss']:.4f}{rate}"
+            self._lines["loss"] = (
+                f"Step {step} of {self._steps}: loss {numbers['loss']:.4f}, learning rate "
+                f"{numbers['lr']:.3g}, {numbers['seconds_per_step']:.2f} s a step."
+            )
+            show_text(self._node, self.text)
         if "adherence" in numbers:
-            name = str(numbers.get("score", "score")).replace("_", " ")
-            self._lines["score"] = f"{name} {numbers['adherence']:.3f} at step {step}"
-        show_text(self._node, self.text)
+            self._evaluated = step
 
     @property
     def text(self) -> str:
@@ -227,20 +109,35 @@ class NodeReports(Reports):
         return "\n".join(self._lines.values())
 
     def say(self, sentence: str) -> None:
-        """Adds a sentence, such as that the net has converged."""
-        self._lines[sentence] = sentence
+        """Shows a sentence, such as that the net has converged.
+
+        Of the scores the last one stays, and the last of what is said of convergence.
+        """
+        kind = sentence
+        if sentence.startswith(f"Step {self._evaluated}:"):
+            kind = "score"
+        elif sentence == str(find(self)):
+            kind = "convergence"
+        self._lines[kind] = sentence
         show_text(self._node, self.text)
 
     def show(self, evaluation: Evaluation) -> None:
         super().show(evaluation)
         if evaluation.pictures:
-            self._picture = Image.fromarray(evaluation.pictures[0])
-            self._bar.update_absolute(self._bar.current, preview=("JPEG", self._picture, PREVIEW))
+            self._preview = ("JPEG", Image.fromarray(evaluation.pictures[0]), PREVIEW)
+            self.advance(self._bar.current, self._steps)
+
+    def plot(self) -> None:
+        """Draws the plot, or says why it can't be drawn: a run goes on without."""
+        try:
+            super().plot()
+        except CldmError as error:
+            self.say(str(error))
 
     def advance(self, step: int, steps: int) -> None:
         """For `fit`: a step is done."""
-        preview = None if self._picture is None else ("JPEG", self._picture, PREVIEW)
-        self._bar.update_absolute(step, steps, preview)
+        with self.stop.kept():
+            self._bar.update_absolute(step, steps, self._preview)
 
 
 @dataclass(frozen=True)
@@ -271,6 +168,10 @@ def train(
 
     The net that scored best, else the last one, is copied into the host's `controlnet` folder.
     """
+    if comfy.model_management.get_torch_device().type == "cpu":
+        config = replace(config, device="cpu")
+    with opened(config):
+        pass  # what is missing, or can't be done, is told before anything is encoded
     plan = plan_of(config, base, source, annotator)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,7 +189,7 @@ def train(
             evaluator=plan.evaluator,
             history=reports,
             progress=reports.advance,
-            stop=comfy.model_management.processing_interrupted,
+            stop=reports.stop,
             resume=resume,
             shown=reports.show,
             say=reports.say,
@@ -297,14 +198,14 @@ def train(
     finally:
         reports.close()
     if fitted.stopped:
-        comfy.model_management.throw_exception_if_processing_interrupted()
+        reports.stop.end()
     unet = plan.trainable.unet_state_dict_to_save()
     decoder = None
     if unet is not None:
         own = ("output_blocks.", "out.")
         decoder = {k: v.detach().cpu().clone() for k, v in unet.items() if k.startswith(own)}
     net = _published(fitted, name)
-    return Trained(folder, net, f"{reports.text}\nsaved as {net.name}", decoder)
+    return Trained(folder, net, f"{reports.text}\nSaved as {net.name}.", decoder)
 
 
 def _checked_progress() -> Any:

@@ -1,0 +1,185 @@
+"""A MODEL, CLIP and VAE as the base of a training: a UNet of one's own, encoders, samples.
+
+Nodes run under `torch.inference_mode()`, and what is made there can't be trained: weights are
+copied within `inference_mode(False)`, which takes the UNet's size in memory once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...cldm_core import CldmError, ControlledUNet
+from ...cldm_core.pipeline import Pipeline
+from ...cldm_core.training.encoding import SizeCondition, fingerprint
+from ...cldm_core.training.models import FULL_GUIDANCE, TINY_GUIDANCE, Base
+from .checks import unet_config_of
+from .weights import BaseModelWeights
+
+TINY_CONTEXT = 128
+"""Width of the embedded model's text, which wants a gentler guidance."""
+
+
+class HostEncoders:
+    """The host's VAE and CLIP as training wants them; texts are cut to CLIP's one chunk.
+
+    They run as in any other node; what they give is copied into tensors that can be trained with.
+    """
+
+    def __init__(self, model: Any, clip: Any, vae: Any) -> None:
+        self.model, self.clip, self.vae = model, clip, vae
+        parts = (vae.first_stage_model, clip.cond_stage_model)
+        self.key = "host-" + "-".join(fingerprint(part) for part in parts)
+        self.sized = unet_config_of(model.model).adm_in_channels is not None
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), scaled for the UNet."""
+        with torch.inference_mode():
+            encoded = self.vae.encode((pictures / 2 + 0.5).movedim(1, -1))
+            latents: Tensor = self.model.model.process_latent_in(encoded).float()
+        return latents.clone()
+
+    def texts(
+        self, prompts: Sequence[str], sizes: Sequence[SizeCondition]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Context (B, tokens, width), and SDXL's vector."""
+        with torch.inference_mode():
+            encoded = [self._encoded(prompt) for prompt in prompts]
+            context = torch.cat([text[:, : self._tokens] for text, _ in encoded]).float()
+            if not self.sized:
+                return context.clone(), None
+            vectors = [
+                self.model.model.encode_adm(pooled_output=pooled, **_told(size))
+                for (_, pooled), size in zip(encoded, sizes, strict=True)
+            ]
+        return context.clone(), torch.cat(vectors).float().clone()
+
+    def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Context and pooled text."""
+        tokens = self.clip.tokenize(prompt)
+        found: tuple[Tensor, Tensor] = self.clip.encode_from_tokens(tokens, return_pooled=True)
+        return found
+
+    @cached_property
+    def _tokens(self) -> int:
+        """The length of a chunk: longer prompts would not fit beside others in a batch."""
+        return self._encoded("")[0].shape[1]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, 4, h, w), scaled, to (B, 3, 8h, 8w) in [-1, 1]."""
+        with torch.inference_mode():
+            decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(latents.float()))
+        return decoded.movedim(-1, 1) * 2 - 1
+
+
+class PromptEncoder:
+    """The texts of a sampling, for the core's pipeline."""
+
+    def __init__(self, encoders: HostEncoders) -> None:
+        self.encoders, self.sized = encoders, encoders.sized
+
+    def __call__(self, prompts: Sequence[str], size: tuple[int, int] = (0, 0)) -> Any:
+        context, y = self.encoders.texts(
+            prompts, [SizeCondition(size, (0, 0), size)] * len(prompts)
+        )
+        return (context, y) if self.sized else context
+
+
+class HostScheduler:
+    """Euler over the host's sigmas, in the form of diffusers' schedulers, which a host may lack."""
+
+    def __init__(self, sampling: Any) -> None:
+        self.sampling = sampling
+        self.init_noise_sigma = 1.0
+
+    def set_timesteps(self, steps: int) -> None:
+        self._sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", steps)
+        self.timesteps = self.sampling.timestep(self._sigmas[:-1])
+        self.init_noise_sigma = float((1 + self._sigmas[0].square()).sqrt())
+
+    def scale_model_input(self, x: Tensor, timestep: Tensor) -> Tensor:
+        """What the UNet reads of latents that have the noise of this step."""
+        scaled: Tensor = self.sampling.calculate_input(self._sigmas[self._at(timestep)].to(x), x)
+        return scaled
+
+    def step(self, predicted: Tensor, timestep: Tensor, x: Tensor) -> Stepped:
+        """Latents with the noise of the next step."""
+        place = self._at(timestep)
+        now, then = self._sigmas[place : place + 2].to(x)
+        clean = self.sampling.calculate_denoised(now, predicted, x)
+        return Stepped(x + (x - clean) / now * (then - now))
+
+    def _at(self, timestep: Tensor) -> int:
+        return int((self.timesteps == timestep).nonzero()[0])
+
+
+class Stepped(NamedTuple):
+    """What a scheduler's step gives, by its name in diffusers."""
+
+    prev_sample: Tensor
+
+
+def _told(size: SizeCondition) -> dict[str, int]:
+    """The sizes by the names that the host's SDXL reads."""
+    (height, width), (top, left), (target_height, target_width) = (
+        size.original,
+        size.corner,
+        size.target,
+    )
+    return {
+        "height": height,
+        "width": width,
+        "crop_h": top,
+        "crop_w": left,
+        "target_height": target_height,
+        "target_width": target_width,
+    }
+
+
+def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
+    """The host's model to train a net on, its UNet copied in `dtype`, with the MODEL's LoRAs.
+
+    Raises FamilyMismatch where it is no picture UNet.
+    """
+    config = unet_config_of(model.model)
+    comfy.model_management.load_models_gpu([model])
+    weight = BaseModelWeights(model.model.diffusion_model)
+    with torch.inference_mode(False):
+        with torch.device("meta"):
+            unet = ControlledUNet(config)
+        state = {key: weight(key).to("cpu", dtype, copy=True) for key in unet.state_dict()}
+        unet.load_state_dict(state, assign=True)
+    encoders = HostEncoders(model, clip, vae)
+    sampling = model.get_model_object("model_sampling")
+    pipeline = Pipeline(
+        unet.requires_grad_(False).eval(),
+        encoders,
+        PromptEncoder(encoders),
+        prediction=prediction_of(sampling),
+        scheduler_maker=lambda *_: HostScheduler(sampling),
+    )
+    return Base(
+        pipeline,
+        encoders,
+        TINY_GUIDANCE if config.context_dim == TINY_CONTEXT else FULL_GUIDANCE,
+    )
+
+
+def prediction_of(sampling: Any) -> Literal["eps", "v"]:
+    """What a MODEL predicts by the host's object for it; raises CldmError for other kinds."""
+    known = comfy.model_sampling
+    if isinstance(sampling, known.V_PREDICTION) and not isinstance(sampling, known.EDM):
+        return "v"
+    if isinstance(sampling, known.EPS) and not isinstance(sampling, (known.V_PREDICTION, known.X0)):
+        return "eps"
+    raise CldmError(
+        "This model predicts neither noise nor velocity, and training knows no other kind: take a "
+        "model of the kinds SD 1.5, SD 2.1 or SDXL."
+    )
