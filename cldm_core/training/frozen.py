@@ -81,7 +81,7 @@ class Recomputed:
     def pack(self, tensor: Tensor) -> Any:
         number = self._numbers.get(tensor.untyped_storage().data_ptr())
         if number is None:
-            return tensor
+            return tensor.detach()  # a result that knows its own graph would keep it for ever
         return number, tensor.shape, tensor.stride(), tensor.storage_offset()
 
     def unpack(self, packed: Any) -> Tensor:

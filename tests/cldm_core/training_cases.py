@@ -104,7 +104,7 @@ class Kept:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._weights:
             self._sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()
 
 
 @contextmanager
