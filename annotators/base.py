@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -114,8 +114,7 @@ class Annotator:
         masks = self._masks(mask, len(frames), size)
         if self.weights:
             settings["device"] = device
-        pieces = [*self._hints(frames, masks, size, settings)]
-        hints = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        hints = _joined(self._hints(frames, masks, size, settings), len(frames))
         return hints[0] if pixels.ndim == 3 else hints
 
     def _masks(self, mask: Picture | None, count: int, size: tuple[int, int]) -> list[Mask] | None:
@@ -145,6 +144,21 @@ class Annotator:
                 extra = {} if masks is None else {"mask": masks[start]}
                 yield self.run(piece[0], **extra, **settings)[None]
         tell(PICTURES, len(frames), len(frames))
+
+
+def _joined(pieces: Iterable[Picture], count: int) -> Picture:
+    """Pieces (n, H, W, 3) as one (count, H, W, 3), each let go as soon as it has its place."""
+    hints: Picture = np.empty(0)
+    done = 0
+    for piece in pieces:
+        if len(piece) == count:
+            hints = piece
+            continue
+        if done == 0:
+            hints = np.empty((count, *piece.shape[1:]), piece.dtype)
+        hints[done : done + len(piece)] = piece
+        done += len(piece)
+    return hints
 
 
 def needed(package: str, *, to_install: str | None = None) -> ModuleType:
