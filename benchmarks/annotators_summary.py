@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from annotators_cases import AUX, OPENCV, OURS
+from annotators_cases import AUX, CASES, OPENCV, OURS
 from apply import spread
 
+NETS = {case.name for case in CASES if case.net}
 Timing = dict[str, list[list[float]]]
 """By "case|size|side|batch": seconds by the clock and of the processor, round by round."""
 
@@ -31,7 +32,8 @@ def rows_of(timing: Timing) -> dict[str, dict[str, Any]]:
                     other, factor = timing.get(f"{place}|{by}|1"), count
                 if other:
                     row[f"to {by} {count}"] = ratios(own[count], other, factor)
-        if (batch := max(own)) > 1:
+        batch = max(own)
+        if batch > 1 and place.partition("|")[0] in NETS:
             row["gain"] = ratios(own[1], own[batch], 1 / batch)
     return rows
 
