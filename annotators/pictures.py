@@ -104,9 +104,12 @@ def as_rgb(grey: Picture) -> RGB8:
     import cv2
 
     rgb = np.empty((*grey.shape, 3), np.uint8)
+
+    def widen(pair: tuple[Picture, Picture]) -> None:
+        cv2.cvtColor(pair[0], cv2.COLOR_GRAY2RGB, dst=pair[1])
+
     many = grey.ndim == 3
-    for one, target in zip(grey if many else [grey], rgb if many else [rgb], strict=True):
-        cv2.cvtColor(one, cv2.COLOR_GRAY2RGB, dst=target)
+    each(widen, zip(grey, rgb, strict=True) if many else [(grey, rgb)])
     return rgb
 
 

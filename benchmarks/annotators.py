@@ -132,7 +132,8 @@ class Bench:
             if many == 1 or (by == AUX and one > SLOW):
                 continue  # controlnet-aux's batch is a loop, and is reckoned
             # A slow network needs no second warm-up.
-            all_ = many * one if one > SLOW else self.warm(worker, by, size, many)
+            slow = one > SLOW and self.args.device == "cpu"
+            all_ = many * one if slow else self.warm(worker, by, size, many)
             able.append((by, many, worker))
             cost += max(all_, 0.05)
         rounds = min(max(int(self.args.seconds / cost), self.args.rounds), MOST_ROUNDS)

@@ -47,6 +47,7 @@ class Ours(Side):
     def __init__(self, folder: Path, device: str) -> None:
         super().__init__()
         self.folder, self.device = folder, device
+        self.starts_slowly = device == "cuda"
         self.cases = {case.name: case for case in CASES}
         self.case: Case | None = None
         self.kept = Counting()
