@@ -9,6 +9,7 @@ those of the plain layers to the bit, gradients to rounding, under autocast too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def projected_again(
 
     dtype: of what it gave; inner: the one that the norm was computed in (norm_type).
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x):
         h, *_ = _layer_norm(x, norm.weight, norm.bias, norm.eps, inner)
         return tuple(
             F.linear(h.to(dtype), layer.weight.to(dtype), _cast(layer.bias, dtype))
@@ -150,7 +151,7 @@ class _Convolve(Function):
         x, gain, shift, weight, mean, rstd = ctx.saved_tensors
         needs = ctx.needs_input_grad
         before = any(needs[:3])
-        with torch.autocast(grad.device.type, enabled=False):
+        with _without_autocast(grad):
             y = x
             if ctx.plan.norm_groups and (needs[3] or ctx.plan.silu):
                 y, *_ = _group_norm(x, gain, shift, ctx.plan, ctx.dtype)
@@ -163,7 +164,7 @@ class _Convolve(Function):
             )
             of_gain = of_shift = None
             if inner is not None and ctx.plan.silu:
-                inner = aten.silu_backward(inner.to(y.dtype), y)
+                inner = aten.silu_backward.default(inner.to(y.dtype), y)
             if inner is not None and ctx.plan.norm_groups:
                 inner, of_gain, of_shift = _group_norm_backward(
                     inner.to(ctx.dtype), x.to(ctx.dtype), mean, rstd, gain, ctx.plan, needs[:3]
@@ -174,7 +175,7 @@ class _Convolve(Function):
 def _convolution_backward(
     grad: Tensor, read: Tensor, weight: Tensor, plan: _Plan, mask: list[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward(
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward.default(
         grad,
         read,
         weight.to(grad.dtype),
@@ -225,17 +226,19 @@ def _group_norm_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     batch, channels, *sides = x.shape
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.native_group_norm_backward(
-        _laid_out(grad, x),
-        _laid_out(x, x),
-        mean,
-        rstd,
-        _norm_weight(gain, x),
-        batch,
-        channels,
-        sides[0] * sides[1],
-        plan.norm_groups,
-        list(needs),
+    found: tuple[Tensor | None, Tensor | None, Tensor | None] = (
+        aten.native_group_norm_backward.default(
+            _laid_out(grad, x),
+            _laid_out(x, x),
+            mean,
+            rstd,
+            _norm_weight(gain, x),
+            batch,
+            channels,
+            sides[0] * sides[1],
+            plan.norm_groups,
+            list(needs),
+        )
     )
     of_x, of_gain, of_shift = found
     return of_x, _typed(of_gain, gain), _typed(of_shift, gain)
@@ -259,6 +262,13 @@ def norm_type(x: Tensor) -> torch.dtype:
 def _norm_weight(weight: Tensor | None, x: Tensor) -> Tensor | None:
     """A norm's weight for x: CPUs take fp32 weights for half-precision inputs, GPUs do not."""
     return weight if weight is None or x.is_cpu else weight.to(x.dtype)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """For backward passes, which choose their types themselves; mostly there is none to end."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def _cast(weight: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -296,7 +306,7 @@ class _Project(Function):
         of_layers, of_biases = needs[5 : 5 + count], needs[5 + count :]
         of_x = of_gain = of_shift = None
         found: list[Tensor | None] = [None] * count
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             if any(of_layers):
                 h, *_ = _layer_norm(x, gain, shift, ctx.eps, ctx.dtype)
                 found = [
@@ -307,7 +317,7 @@ class _Project(Function):
                 inner = _input_gradient(grads[0], weights[0])
                 for grad, weight in zip(grads[1:], weights[1:], strict=True):
                     inner = inner.add_(_input_gradient(grad, weight))
-                of_x, of_gain, of_shift = aten.native_layer_norm_backward(
+                of_x, of_gain, of_shift = aten.native_layer_norm_backward.default(
                     inner.to(ctx.dtype),
                     x.to(ctx.dtype),
                     gain.shape,
@@ -358,7 +368,7 @@ class _Gate(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x):
             value, control = x.chunk(2, dim=-1)
             opened = F.gelu(control)
             if ctx.needs_input_grad[1]:
@@ -370,5 +380,5 @@ class _Gate(Function):
                 of_x = torch.empty_like(x)
                 of_value, of_control = of_x.chunk(2, dim=-1)
                 torch.mul(inner, opened, out=of_value)
-                of_control.copy_(aten.gelu_backward(inner.mul_(value), control))
+                of_control.copy_(aten.gelu_backward.default(inner.mul_(value), control))
         return of_x, of_weight, of_bias

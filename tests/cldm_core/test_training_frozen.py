@@ -1,5 +1,6 @@
 """Lean layers: values to the bit, gradients to rounding, and little kept."""
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -219,6 +220,18 @@ def test_lean_layers_keep_less_than_two_thirds_and_checkpointing_less_than_a_thi
     assert saved(step, lean(unet), lean(net)) < 0.67 * plain
     checkpointed = saved(step, lean(unet, checkpointing=True), lean(net, checkpointing=True))
     assert checkpointed < 0.33 * plain
+
+
+def test_a_forward_without_its_backward_leaves_nothing_behind():
+    step, unet, net = step_of(), lean(unet_of()), lean(net_of().requires_grad_(True))
+
+    def alive():
+        gc.collect()
+        return sum(type(item) is torch.Tensor for item in gc.get_objects())
+
+    before = alive()
+    step.loss(unet, net)
+    assert alive() == before
 
 
 def test_a_view_shares_weights_and_leaves_the_net_as_it_is():
