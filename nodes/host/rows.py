@@ -17,11 +17,14 @@ import comfy.hooks
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...cldm_core.tiles import place_of
+
 SIDE = "cldm_side"
 """Under this name Apply leaves `positive` or `negative` in a conditioning's options."""
 POSITIVE, NEGATIVE = "positive", "negative"
 ROWS = "cldm_rows"
 PICTURES = "cldm_pictures"
+LATENTS = "cldm_latents"
 WRAPPERS = "controlnet_cldm_rows"
 
 Area = tuple[int, int, int, int]
@@ -91,7 +94,10 @@ def note_rows(
     timestep: Tensor,
     model_options: dict[str, Any],
 ) -> Any:
-    """A CALC_COND_BATCH wrapper that leaves a `Row` for each uuid in the transformer options."""
+    """A CALC_COND_BATCH wrapper that leaves a `Row` for each uuid in the transformer options.
+
+    Beside them it leaves the latents of the whole picture.
+    """
     options = model_options.get("transformer_options", {})
     size = (x.shape[-2], x.shape[-1])
     rows = {
@@ -99,9 +105,8 @@ def note_rows(
         for entries in conds
         for entry in entries or ()
     }
-    return executor(
-        model, conds, x, timestep, {**model_options, "transformer_options": {**options, ROWS: rows}}
-    )
+    options = {**options, ROWS: rows, LATENTS: x}
+    return executor(model, conds, x, timestep, {**model_options, "transformer_options": options})
 
 
 def _area(area: Any, x: Tensor) -> Area | None:
@@ -143,11 +148,9 @@ class Batch:
     total: int
 
     @classmethod
-    def of(
-        cls, options: dict[str, Any], rows: int, prompts: int, size: tuple[int, int] | None = None
-    ) -> Batch:
-        """From a call's transformer options; size: of its latents."""
-        each = max(1, rows // prompts)
+    def of(cls, options: dict[str, Any], x: Tensor, prompts: int) -> Batch:
+        """From a call's transformer options, its latents, and how many prompts it has."""
+        each = max(1, x.shape[0] // prompts)
         known = options.get(PICTURES, 0)
         frames = _window(options) or tuple(range(known))
         copies, rest = divmod(each, len(frames)) if frames else (0, 0)
@@ -155,7 +158,7 @@ class Batch:
             frames, copies = tuple(range(each)), 1
         # Packs that work in tiles put the whole batch behind itself, once for each tile.
         return cls(
-            _prompts(options, prompts, size) * copies,
+            _prompts(options, x[:: len(frames)], prompts, copies),
             frames,
             max(known, *(frame + 1 for frame in frames)),
         )
@@ -179,21 +182,27 @@ class Batch:
         return prompt, self.frames[picture]
 
 
-def _prompts(
-    options: dict[str, Any], count: int, size: tuple[int, int] | None
-) -> tuple[Row | None, ...]:
+def _prompts(options: dict[str, Any], x: Tensor, count: int, copies: int) -> tuple[Row | None, ...]:
+    """The rows of each copy of a call's prompts; x: the first picture's latents of each."""
     uuids = options.get("uuids") or ()
     rows = options.get(ROWS) or {}
     if len(uuids) != count:
-        return (None,) * count
-    return tuple(_in_place(rows.get(name), size) for name in uuids)
+        return (None,) * count * copies
+    known = [rows.get(name) for name in uuids] * copies
+    return tuple(_in_place(row, x[at], options.get(LATENTS)) for at, row in enumerate(known))
 
 
-def _in_place(row: Row | None, size: tuple[int, int] | None) -> Row | None:
-    """The row, without its area where what is sampled is a part of that, and nobody knows which."""
-    if row is None or row.area is None or size in (None, row.area[:2]):
+def _in_place(row: Row | None, x: Tensor, whole: Tensor | None) -> Row | None:
+    """The row; where a tile (C, h, w) of it is sampled, with the tile's place as its area.
+
+    Without an area where what is sampled is no piece of the latents, so that nobody knows which
+    part it shows.
+    """
+    size = (x.shape[-2], x.shape[-1])
+    if row is None or size == (row.size if row.area is None else row.area[:2]):
         return row
-    return row._replace(area=None)
+    place = place_of(x, whole[0]) if whole is not None and x.ndim == 3 else None
+    return row._replace(area=None if place is None else (*size, *place))
 
 
 def _window(options: dict[str, Any]) -> tuple[int, ...]:

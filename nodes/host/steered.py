@@ -45,7 +45,7 @@ class Call:
     @property
     def batch(self) -> Batch:
         """The rows."""
-        return Batch.of(self.options, self.x.shape[0], self.prompts, self.size)
+        return Batch.of(self.options, self.x, self.prompts)
 
     @property
     def size(self) -> Size:
@@ -208,9 +208,10 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         batch = call.batch
         factors = self.settings.factors(batch, only_positive=self.only_positive)
         rows = tuple(row for row, factor in enumerate(factors) if factor)
+        counted = len(batch) if strength else 0
         if not rows and strength:
             strength, reason = 0.0, "no row of this side"
-        self._tell(call, now, strength, reason, rows)
+        self._tell(now, strength, reason, rows, counted)
         if not strength:
             return previous
         if not self.leaves_out_rows:
@@ -245,12 +246,12 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         return strength, "strength 0"
 
     def _tell(
-        self, call: Call, now: Moment, strength: float, reason: str, rows: Sequence[int]
+        self, now: Moment, strength: float, reason: str, rows: Sequence[int], counted: int
     ) -> None:
-        """Notes whether and on which rows the control acts."""
+        """Notes whether and on which rows the control acts; counted: all that it could act on."""
         if self.applied is not None:
-            acting, all_rows = (len(rows), len(call.batch)) if strength else (0, 0)
-            self.applied.note(now, acting, all_rows, computed=not self.leaves_out_rows)
+            acting = len(rows) if counted else 0
+            self.applied.note(now, acting, counted, computed=not self.leaves_out_rows)
         if self.record is not None and not strength:
             self.record.skip(**self._label(now), reason=reason)
 
@@ -275,6 +276,7 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         key = (
             tuple(call.options.get("uuids") or call.options.get("cond_or_uncond") or ()),
             tuple(call.x.shape),
+            batch.areas,
             batch.frames,
             place.rows,
         )

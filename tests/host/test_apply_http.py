@@ -92,6 +92,7 @@ def test_a_mark_wins_over_the_name_that_basicguider_gives(bench: Bench) -> None:
     prompt = first_picture(STEPS, mode=CONTROL)
     found = bench.run(guided(prompt, "BasicGuider", conditioning="negative"))
     assert found.steps == (0, STEPS)
+    assert found.rows == (0, STEPS)
     bare = bench.run(guided(without_control(prompt), "BasicGuider", conditioning="negative"))
     assert np.array_equal(found.picture, bare.picture)
 
@@ -126,22 +127,21 @@ def test_perpnegguider_has_the_control_on_its_positive_side(bench: Bench) -> Non
 
 
 @pytest.mark.parametrize(
-    ("node", "inputs", "acting"),
+    ("node", "inputs", "rows"),
     [
-        ("SelfAttentionGuidance", {"scale": 0.5, "blur_sigma": 2.0}, 1),
-        ("PerturbedAttentionGuidance", {"scale": 3.0}, 2),
+        ("SelfAttentionGuidance", {"scale": 0.5, "blur_sigma": 2.0}, (STEPS, 2 * STEPS)),
+        ("PerturbedAttentionGuidance", {"scale": 3.0}, (2 * STEPS, STEPS)),
     ],
 )
 def test_a_side_that_is_asked_for_alone_is_known(
-    bench: Bench, node: str, inputs: dict[str, float], acting: int
+    bench: Bench, node: str, inputs: dict[str, float], rows: tuple[int, int]
 ) -> None:
     prompt = first_picture(STEPS, mode=CONTROL)
     found, door, bare = (
         bench.run(on_the_model(one, node, **inputs))
         for one in (prompt, through_the_model_door(prompt), without_control(prompt))
     )
-    assert found.rows == door.rows
-    assert found.rows[0] == acting * STEPS
+    assert found.rows == door.rows == rows
     assert np.array_equal(found.picture, door.picture)
     assert apart(found.picture, bare.picture) > SEEN
 
@@ -227,6 +227,7 @@ def test_loras_on_prompts_are_loras_on_the_model(bench: Bench, door: str) -> Non
 def test_a_lora_on_one_prompt_leaves_the_sides_known(bench: Bench) -> None:
     prompt = first_picture(STEPS, mode=CONTROL)
     found = bench.run(hooked(prompt, LORA, "positive"))
+    assert found.rows == (STEPS, STEPS), "the negative prompt is in calls of its own"
     assert found.steps == (STEPS, STEPS)
     for other in (prompt, hooked(prompt, LORA, "positive", "negative")):
         assert apart(found.picture, bench.run(other).picture) > MARGIN
@@ -247,6 +248,32 @@ def test_a_tile_has_its_own_part_of_the_hint(bench: Bench, mode: str, together: 
     assert (first - second)[..., :8].abs().max() <= 1e-3
     assert (first - second)[..., 8:].abs().max() > 0.1
     assert (first - bare)[..., :8].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+def test_a_tile_has_its_own_part_of_the_mask(bench: Bench, together: bool, door: str) -> None:
+    road = DOORS[door]
+    prompt = with_hint(first_picture(STEPS), bench.rings(20, 28))
+    found, whole, bare = (
+        bench.latents(tiled(one, together=together))
+        for one in (
+            road(with_mask(prompt, bench.halves(128))),
+            road(prompt),
+            without_control(prompt),
+        )
+    )
+    assert (found - whole)[..., :8].abs().max() <= 1e-3
+    assert (found - bare)[..., 8:].abs().max() <= 1e-3
+    assert (whole - bare)[..., :8].abs().max() > 0.1
+    assert (whole - bare)[..., 8:].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+def test_tiles_through_the_model_door_are_cut_by_ourselves(bench: Bench, together: bool) -> None:
+    prompt = with_hint(reusing(), bench.rings(20, 28))
+    found, door = (bench.latents(tiled(road(prompt), together=together)) for road in DOORS.values())
+    assert (found - door).abs().max() <= 1e-3
 
 
 def test_a_mask_of_any_size_fits_an_area_of_the_whole_picture(bench: Bench) -> None:
