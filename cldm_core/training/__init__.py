@@ -3,7 +3,7 @@
 `training_loss` is the loss that every way of training uses; `make_trainable` says what is trained.
 """
 
-from .lean import lean
+from .lean_layers import lean
 from .loss import min_snr, training_loss
 from .trainables import Trainable, lllite_for, make_trainable
 

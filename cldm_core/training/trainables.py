@@ -23,7 +23,7 @@ from ..projections import Projection, projections
 from ..surgery import add_control
 from ..unet import ControlledUNet
 from .frozen import HALF
-from .lean import lean
+from .lean_layers import lean
 
 Kind = Literal["controlnet", "control_lora", "lllite"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -40,7 +40,7 @@ NOUNS = {
 
 @dataclass(frozen=True, eq=False)
 class Trainable:
-    """A net with the UNet that it learns to steer, both in the layers of lean.py.
+    """A net with the UNet that it learns to steer, both in lean layers.
 
     unet and net are what `training_loss` takes, wrapped or not; only_mid_control goes to it too.
     Only parameters() require gradients.
