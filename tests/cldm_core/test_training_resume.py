@@ -143,13 +143,19 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, Path.unlink])
-@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.bin", MANIFEST])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("trained.safetensors", flip_a_byte),
+        ("averages.safetensors", Path.unlink),
+        ("optimizer.bin", cut_short),
+        (MANIFEST, cut_short),
+        (MANIFEST, Path.unlink),
+    ],
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_taken(
     whole: Path, tmp_path: Path, damage: Any, name: str
 ) -> None:
-    if name == MANIFEST and damage is flip_a_byte:
-        pytest.skip("a byte of the manifest's text may be a space")
     run(tmp_path, stop_at=4)
     damage(step_folder(tmp_path, 4) / name)
     said: list[str] = []
@@ -203,7 +209,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("size", [1_000, 100_000, 1_500_000])
+@pytest.mark.parametrize("size", [1_000, 1_500_000])
 def test_a_full_disk_is_a_sentence_and_leaves_the_last_checkpoint_whole(
     whole: Path, tmp_path: Path, size: int
 ) -> None:
@@ -260,5 +266,5 @@ def test_a_killed_run_loses_at_most_the_steps_since_its_last_checkpoint(tmp_path
     assert last == sorted(last)
     assert last[-1] >= 3
     run(killed, resume=True, **LONG)
-    assert same(state_of(killed, 16), state_of(uninterrupted, 16))
+    assert same(state_of(killed, LONG["steps"]), state_of(uninterrupted, LONG["steps"]))
     assert History(killed).series("loss") == History(uninterrupted).series("loss")

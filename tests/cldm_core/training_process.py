@@ -23,7 +23,7 @@ from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import fit
 from tests.cldm_core.training_runs import SmallBatches, small_config, small_trainable
 
-LONG = {"steps": 16, "save_every": 1, "keep": 2}
+LONG = {"steps": 12, "save_every": 1, "keep": 2}
 
 
 def kills(out: Path, count: int) -> None:
