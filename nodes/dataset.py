@@ -23,7 +23,8 @@ from ..cldm_core.training.doctor import check
 from ..cldm_core.training.pairs import Pair, held_picture
 from ..cldm_core.training.plan import cut_pair
 from ..cldm_core.training.sources import Source, open_source
-from .annotate import host_device, host_progress
+from .annotate import host_device
+from .host.interrupts import Interrupts, Uninterrupted, checked_progress
 from .texts import CATEGORY, shows_text, text_result
 
 TRAINING = f"{CATEGORY}/training"
@@ -157,14 +158,16 @@ class ControlDataset(io.ComfyNode):
         drawn = data.strip() == CIRCLES
         source = CirclePairs(circles, resolution) if drawn else pairs_of(data.strip())
         dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
-        maker = dataset.maker if source[0].hint is None else None
+        interrupts = Interrupts()
+        maker = None
+        if dataset.maker is not None and source[0].hint is None:
+            maker = Uninterrupted(dataset.maker, interrupts)
         first = [source[index] for index in range(min(SHOWN, len(source)))]
-        with host_progress():
-            report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT).summary()
-            pairs = [cut_pair(pair, resolution, maker) for pair in first]
-        pictures, hints = zip(*pairs, strict=True)
-        shown = (to_images(pictures), to_images(hints), first[0].prompt)
-        return text_result(dataset, *shown, text=report)
+        pairs = [cut_pair(pair, resolution, maker) for pair in first]
+        told = checked_progress(interrupts)
+        report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT, progress=told)
+        pictures, hints = map(to_images, zip(*pairs, strict=True))
+        return text_result(dataset, pictures, hints, first[0].prompt, text=report.summary())
 
 
 class MakeDataset(io.ComfyNode):

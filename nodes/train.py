@@ -101,7 +101,14 @@ class TrainControlNet(io.ComfyNode):
                     max=1_000_000,
                     tooltip="Steps between samples of hints that aren't trained on; 0 takes none.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, control_after_generate=False),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=False,
+                    tooltip="Of all that is drawn: the same seed gives the same net.",
+                ),
                 io.Boolean.Input(
                     "resume",
                     default=False,
@@ -209,8 +216,8 @@ class LossPlot(io.ComfyNode):
                 )
             ],
             outputs=[
-                io.Image.Output(display_name="plot"),
-                io.Image.Output(display_name="samples"),
+                io.Image.Output(display_name="plot", tooltip="Loss, score and norms over the run."),
+                io.Image.Output(display_name="samples", tooltip="Held-out hints over the run."),
             ],
         )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -28,6 +26,7 @@ from ...cldm_core.training.session import opened
 from ...cldm_core.training.sources import Source
 from .applied import show_text
 from .files import new_controlnet_path
+from .interrupts import Interrupts, Uninterrupted, checked_progress
 
 RUNS = "controlnet_training"
 PREVIEW = 512
@@ -49,43 +48,16 @@ def run_folder(name: str, *, resume: bool = False) -> Path:
     return folder
 
 
-class Interrupts:
-    """Whether the graph was interrupted. An interrupt first saves the run, and then ends the graph.
-
-    The host's progress bars raise, and forget, an interrupt where they are told of a step.
-    """
-
-    def __init__(self) -> None:
-        self._seen = False
-
-    def __call__(self) -> bool:
-        """For `fit`: asked after each step."""
-        return self._seen or bool(comfy.model_management.processing_interrupted())
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """What is inside doesn't raise an interrupt, which counts all the same."""
-        try:
-            yield
-        except comfy.model_management.InterruptProcessingException:
-            self._seen = True
-
-    def end(self) -> NoReturn:
-        """Ends the graph, as the host does."""
-        comfy.model_management.interrupt_current_processing(False)
-        raise comfy.model_management.InterruptProcessingException()
-
-
 class NodeReports(Reports):
     """The record of a run that its node shows: numbers as text, and the last samples.
 
-    stop: asked by `fit` whether to end the run.
+    interrupts: ends none of them.
     """
 
-    def __init__(self, folder: Path, plan: Plan, node: str | None, *, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, plan: Plan, node: str | None, interrupts: Interrupts) -> None:
         held_out = plan.evaluator.held_out if plan.evaluator else ()
-        super().__init__(folder, held_out, tensorboard=tensorboard)
-        self.stop = Interrupts()
+        super().__init__(folder, held_out, tensorboard=plan.config.tensorboard)
+        self._interrupts = interrupts
         self._bar = comfy.utils.ProgressBar(plan.config.steps)
         self._steps, self._node = plan.config.steps, node
         self._lines: dict[str, str] = {}
@@ -136,8 +108,7 @@ class NodeReports(Reports):
 
     def advance(self, step: int, steps: int) -> None:
         """For `fit`: a step is done."""
-        with self.stop.kept():
-            self._bar.update_absolute(step, steps, self._preview)
+        self._interrupts.through(self._bar.update_absolute, step, steps, self._preview)
 
 
 @dataclass(frozen=True)
@@ -172,14 +143,16 @@ def train(
         config = replace(config, device="cpu")
     with opened(config):
         pass  # what is missing, or can't be done, is told before anything is encoded
-    plan = plan_of(config, base, source, annotator)
+    interrupts = base.encoders.interrupts
+    maker = None if annotator is None else Uninterrupted(annotator, interrupts)
+    plan = plan_of(config, base, source, maker)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     # Encoded once, so that the host's models needn't stay beside those that train.
-    plan.batches.fill_cache(_checked_progress())
+    plan.batches.fill_cache(checked_progress(interrupts))
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
-    reports = NodeReports(folder, plan, node, tensorboard=config.tensorboard)
+    reports = NodeReports(folder, plan, node, interrupts)
     try:
         fitted = fit(
             plan.trainable,
@@ -189,7 +162,7 @@ def train(
             evaluator=plan.evaluator,
             history=reports,
             progress=reports.advance,
-            stop=reports.stop,
+            stop=interrupts,
             resume=resume,
             shown=reports.show,
             say=reports.say,
@@ -198,7 +171,7 @@ def train(
     finally:
         reports.close()
     if fitted.stopped:
-        reports.stop.end()
+        interrupts.end()
     unet = plan.trainable.unet_state_dict_to_save()
     decoder = None
     if unet is not None:
@@ -206,17 +179,6 @@ def train(
         decoder = {k: v.detach().cpu().clone() for k, v in unet.items() if k.startswith(own)}
     net = _published(fitted, name)
     return Trained(folder, net, f"{reports.text}\nSaved as {net.name}.", decoder)
-
-
-def _checked_progress() -> Any:
-    """A progress bar that an interrupt of the graph ends."""
-    bar = comfy.utils.ProgressBar(1)
-
-    def told(done: int, total: int) -> None:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done, total)
-
-    return told
 
 
 def _published(fitted: Fitted, name: str) -> Path:

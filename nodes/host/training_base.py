@@ -21,6 +21,7 @@ from ...cldm_core.pipeline import Pipeline
 from ...cldm_core.training.encoding import SizeCondition, fingerprint
 from ...cldm_core.training.models import FULL_GUIDANCE, TINY_GUIDANCE, Base
 from .checks import unet_config_of
+from .interrupts import Interrupts
 from .weights import BaseModelWeights
 
 TINY_CONTEXT = 128
@@ -31,10 +32,12 @@ class HostEncoders:
     """The host's VAE and CLIP as training wants them; texts are cut to CLIP's one chunk.
 
     They run as in any other node; what they give is copied into tensors that can be trained with.
+    interrupts: those that came meanwhile.
     """
 
     def __init__(self, model: Any, clip: Any, vae: Any) -> None:
         self.model, self.clip, self.vae = model, clip, vae
+        self.interrupts = Interrupts()
         parts = (vae.first_stage_model, clip.cond_stage_model)
         self.key = "host-" + "-".join(fingerprint(part) for part in parts)
         self.sized = unet_config_of(model.model).adm_in_channels is not None
@@ -42,7 +45,8 @@ class HostEncoders:
     def latents(self, pictures: Tensor) -> Tensor:
         """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), scaled for the UNet."""
         with torch.inference_mode():
-            encoded = self.vae.encode((pictures / 2 + 0.5).movedim(1, -1))
+            images = (pictures / 2 + 0.5).movedim(1, -1)
+            encoded = self.interrupts.through(self.vae.encode, images)
             latents: Tensor = self.model.model.process_latent_in(encoded).float()
         return latents.clone()
 
@@ -64,8 +68,7 @@ class HostEncoders:
     def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
         """Context and pooled text."""
         tokens = self.clip.tokenize(prompt)
-        found: tuple[Tensor, Tensor] = self.clip.encode_from_tokens(tokens, return_pooled=True)
-        return found
+        return self.interrupts.through(self.clip.encode_from_tokens, tokens, True)
 
     @cached_property
     def _tokens(self) -> int:
@@ -75,7 +78,8 @@ class HostEncoders:
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 4, h, w), scaled, to (B, 3, 8h, 8w) in [-1, 1]."""
         with torch.inference_mode():
-            decoded: Tensor = self.vae.decode(self.model.model.process_latent_out(latents.float()))
+            unscaled = self.model.model.process_latent_out(latents.float())
+            decoded: Tensor = self.interrupts.through(self.vae.decode, unscaled)
         return decoded.movedim(-1, 1) * 2 - 1
 
 

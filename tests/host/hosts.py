@@ -38,10 +38,11 @@ class HostInstall:
         """The host process's environment: offline, and with stand-ins for what it lacks."""
         env = {k: v for k, v in os.environ.items() if k not in {"PYTHONHOME", "VIRTUAL_ENV"}}
         env |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
-        env["PYTHONPATH"] = "" if self._has("torchvision") else str(write_standins(standins))
+        env["PYTHONPATH"] = "" if self.has("torchvision") else str(write_standins(standins))
         return env
 
-    def _has(self, module: str) -> bool:
+    def has(self, module: str) -> bool:
+        """Whether its interpreter has a package."""
         probe = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
         done = subprocess.run([self.python, "-I", "-c", probe], check=False, timeout=120)
         return done.returncode == 0

@@ -1,0 +1,131 @@
+"""Cases of training in one process of a host; `run_in_host` starts it."""
+
+import gc
+import sys
+import traceback
+import weakref
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parent))
+
+import comfy.model_sampling
+import torch
+from world import bytes_held, sentence
+
+nodes, embedded = pack("nodes.train"), pack("nodes.embedded")  # noqa: F821
+data, training = pack("nodes.dataset"), pack("nodes.host.training")  # noqa: F821
+base, circles = pack("nodes.host.training_base"), pack("cldm_core.training.circles")  # noqa: F821
+model, clip, vae = embedded.load_model(), embedded.load_clip(), embedded.load_vae()
+KEY = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+DATASET = data.Dataset(circles.CirclePairs(8, 64), None, True)
+
+
+def run(name, model=model, more="", **settings):
+    """The outputs of Train ControlNet after two steps."""
+    given = {"kind": "controlnet", "resolution": 64, "steps": 2, "batch_size": 2}
+    given |= {"precision": "fp32", "evaluate_every": 0, "seed": 0, "resume": False}
+    given |= {"learning_rate": 1e-3, "more": more, **settings}
+    with torch.inference_mode():
+        return nodes.TrainControlNet.execute(model, clip, vae, DATASET, name, **given)
+
+
+@contextmanager
+def hidden(*names):
+    """Packages that can't be imported meanwhile."""
+    kept = {key: value for key, value in sys.modules.items() if key.split(".")[0] in names}
+    for key in kept:
+        del sys.modules[key]
+    sys.modules.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(kept)
+
+
+def lora():
+    """How far the copied weight is from the patched one, and which others differ."""
+    patched = model.clone()
+    own = model.model.diffusion_model.state_dict()[KEY].clone()
+    patched.add_patches({f"diffusion_model.{KEY}": (torch.ones_like(own) / 50,)})
+    with torch.inference_mode():
+        copied = base.base_of(patched, clip, vae, torch.float32).pipeline.unet.state_dict()
+        plain = base.base_of(model, clip, vae, torch.float32).pipeline.unet.state_dict()
+    shift = float((copied[KEY] - plain[KEY] - 1 / 50).abs().max())
+    return shift, sum(not torch.equal(copied[k], plain[k]) for k in plain if k != KEY)
+
+
+def untouched():
+    """Whether what is trained was made to infer with, and the host's weights are as they were."""
+    before = {k: v.clone() for k, v in model.model.diffusion_model.state_dict().items()}
+    with torch.inference_mode():
+        unet = base.base_of(model, clip, vae, torch.float32).pipeline.unet
+    run("untouched", more="sd_locked: false")
+    after = model.model.diffusion_model.state_dict()
+    return {
+        "inference": any(one.is_inference() for one in unet.parameters()),
+        "same": all(torch.equal(after[key], before[key]) for key in before),
+    }
+
+
+def memory():
+    """Which parts of a run are alive when it is over, and the bytes that have come to stay."""
+    run("first")
+    made, fit = {}, training.fit
+
+    def noted(trainable, batches, *args, evaluator, **kwargs):
+        parts = {"unet": trainable.unet, "net": trainable.net, "batches": batches}
+        parts |= {"evaluator": evaluator, "reports": kwargs["history"]}
+        made.update({name: weakref.ref(part) for name, part in parts.items()})
+        return fit(trainable, batches, *args, evaluator=evaluator, **kwargs)
+
+    before = bytes_held()
+    training.fit = noted
+    try:
+        run("second", evaluate_every=2, more="held_out: 2\nsample_steps: 2")
+    finally:
+        training.fit = fit
+    gc.collect()
+    return [name for name, part in made.items() if part() is not None], bytes_held() - before
+
+
+def no_matplotlib():
+    """What the node says of a run with two evaluations."""
+    with hidden("matplotlib"):
+        output = run("unplotted", evaluate_every=1, more="held_out: 2\nsample_steps: 2")
+    return output.ui["text"][0]
+
+
+def no_accelerate():
+    """What is told, and how many pictures were encoded by then."""
+    calls, encode = [], vae.encode
+    vae.encode = lambda *args: calls.append(1) or encode(*args)
+    try:
+        with hidden("accelerate"):
+            return sentence(lambda: run("unaccelerated")), len(calls)
+    finally:
+        del vae.encode
+
+
+def predictions():
+    """By the name of the host's class what is trained for."""
+
+    def of(kind):
+        told = sentence(lambda: base.prediction_of(kind()))
+        return "refused" if told.startswith("CldmError") else base.prediction_of(kind())
+
+    kinds = ("EPS", "V_PREDICTION", "EDM", "CONST")
+    return {name: of(getattr(comfy.model_sampling, name)) for name in kinds}
+
+
+def answer(case):
+    try:
+        return {"found": case()}
+    except Exception:
+        return {"failed": traceback.format_exc()}
+
+
+cases = (lora, untouched, memory, no_matplotlib, no_accelerate, predictions)
+report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
