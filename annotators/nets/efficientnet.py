@@ -79,7 +79,7 @@ class Separable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        h: Tensor = self.se(F.silu(self.bn1(self.conv_dw(x))))
+        h: Tensor = self.se(F.silu(self.bn1(self.conv_dw(x)), inplace=True))
         h = self.bn2(self.conv_pw(h))
         return h + x if self.shortcut else h
 
@@ -101,8 +101,8 @@ class Inverted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C', H / stride, W / stride)."""
-        h: Tensor = F.silu(self.bn1(self.conv_pw(x)))
-        h = self.se(F.silu(self.bn2(self.conv_dw(h))))
+        h: Tensor = F.silu(self.bn1(self.conv_pw(x)), inplace=True)
+        h = self.se(F.silu(self.bn2(self.conv_dw(h)), inplace=True))
         h = self.bn3(self.conv_pwl(h))
         return h + x if self.shortcut else h
 
@@ -131,7 +131,7 @@ class EfficientNet(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """What each stage gives, and the head's convolution last."""
         found = []
-        x = F.silu(self.bn1(self.conv_stem(x)))
+        x = F.silu(self.bn1(self.conv_stem(x)), inplace=True)
         for row in self.blocks:
             x = row(x)
             found.append(x)
