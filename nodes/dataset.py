@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..cldm_core.training.config import CIRCLES
 from ..cldm_core.training.dataset_writer import DatasetWriter
 from ..cldm_core.training.doctor import check
 from ..cldm_core.training.pairs import Pair, held_picture
-from ..cldm_core.training.plan import cut_pair
+from ..cldm_core.training.plan import Maker, cut_pair
 from ..cldm_core.training.sources import Source, open_source
 from .annotate import host_device
 from .host.interrupts import Interrupts, Uninterrupted, checked_progress
@@ -162,12 +163,23 @@ class ControlDataset(io.ComfyNode):
         maker = None
         if dataset.maker is not None and source[0].hint is None:
             maker = Uninterrupted(dataset.maker, interrupts)
-        first = [source[index] for index in range(min(SHOWN, len(source)))]
-        pairs = [cut_pair(pair, resolution, maker) for pair in first]
         told = checked_progress(interrupts)
         report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT, progress=told)
-        pictures, hints = map(to_images, zip(*pairs, strict=True))
-        return text_result(dataset, pictures, hints, first[0].prompt, text=report.summary())
+        cut = first_pairs(source, resolution, maker)
+        if not cut:
+            raise CldmError(report.summary())
+        pictures, hints = map(to_images, zip(*cut, strict=True))
+        return text_result(dataset, pictures, hints, source[0].prompt, text=report.summary())
+
+
+def first_pairs(source: Source, side: int, maker: Maker | None) -> list[tuple[Any, Any]]:
+    """Targets and hints of the first pairs, without those that can't be used."""
+    found = []
+    for index in range(min(SHOWN, len(source))):
+        # What is wrong with them is in the report.
+        with suppress(CldmError):
+            found.append(cut_pair(source[index], side, maker))
+    return found
 
 
 class MakeDataset(io.ComfyNode):

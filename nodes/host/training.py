@@ -60,7 +60,7 @@ class NodeReports(Reports):
         self._interrupts = interrupts
         self._bar = comfy.utils.ProgressBar(plan.config.steps)
         self._steps, self._node = plan.config.steps, node
-        self._lines: dict[str, str] = {}
+        self._lines = {"loss": "", "score": "", "convergence": ""}
         self._evaluated: int | None = None
         self._preview: tuple[str, Any, int] | None = None
 
@@ -78,7 +78,7 @@ class NodeReports(Reports):
     @property
     def text(self) -> str:
         """What the node shows."""
-        return "\n".join(self._lines.values())
+        return "\n".join(filter(None, self._lines.values()))
 
     def say(self, sentence: str) -> None:
         """Shows a sentence, such as that the net has converged.

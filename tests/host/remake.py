@@ -1,6 +1,7 @@
 """Remakes what running the workflows gives: thumbnails, pictures of the docs, object_info.json.
 
 python tests/host/remake.py [--host 0.3.64] [--only thumbnails picture nodes settings] [--flag=...]
+                            [--workflow train_a_controlnet]
 
 COMFYUI_PATH names the host, as for the tests; the oldest is taken unless --host says another.
 """
@@ -34,6 +35,7 @@ QUALITY = 85
 WIDE = 1.7  # width to height from which on pictures are put one above the other
 NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
 INSPECTOR = "CLDM_ControlInspector"  # whose pictures are thumbnail enough
+PLOT = "CLDM_LossPlot"  # as are its plot and its samples
 # What tests/test_workflows.py and comfy-lint read of a node's description.
 FACTS = (
     *("input", "input_order", "output", "output_is_list", "output_name", "name", "display_name"),
@@ -54,7 +56,8 @@ def main() -> None:
             describe_nodes(host.client)
         if "thumbnails" in told.only:
             for path in sorted((WORKFLOWS / "api").glob("*.json")):
-                write_thumbnail(host.client, path)
+                if told.workflow in (None, path.stem):
+                    write_thumbnail(host.client, path)
         if "settings" in told.only:
             prompt = read(WORKFLOWS / "api" / f"{PICTURE.stem}.json")
             write_settings_sheet(host.client, prompt, SETTINGS)
@@ -71,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--host", help="which of the hosts found, by its version; else the oldest")
     parser.add_argument("--only", nargs="+", choices=everything, default=everything)
+    parser.add_argument("--workflow", help="the thumbnail of this one alone")
     parser.add_argument("--flag", action="append", default=[], help="for the host's command line")
     return parser.parse_args()
 
@@ -99,8 +103,11 @@ def write_thumbnail(client: HostClient, path: Path) -> None:
     shown: dict[str, list[np.ndarray]] = {}
     for node in sorted(result.outputs, key=int):
         kind = prompt[node]["class_type"]
+        source = prompt[node]["inputs"].get("images", [node])[0]
+        kind = PLOT if prompt[source]["class_type"] == PLOT else kind
         shown[kind] = [*shown.get(kind, []), *client.images(result, node)]
-    pictures = shown.get(INSPECTOR) or [*shown["PreviewImage"], *shown["SaveImage"]]
+    alone = shown.get(INSPECTOR) or shown.get(PLOT)
+    pictures = alone or [*shown["PreviewImage"], *shown["SaveImage"]]
     thumbnail = WORKFLOWS / f"{path.stem}.jpg"
     order = joined(pictures)[..., 2::-1]
     cv2.imwrite(str(thumbnail), order, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])

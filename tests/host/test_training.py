@@ -25,7 +25,7 @@ from .test_pictures import Prompt
 INSIDE = Path(__file__).parent / "inside" / "training.py"
 MODEL, DATA, TRAIN = "1", "2", "3"
 SIDE = 64
-LONG, STEPS = 24, 4
+LONG, STEPS = 12, 4
 EXACT = "save_dtype: fp32"
 SCORED = "held_out: 2\nsample_steps: 2\nsave_dtype: fp32"
 
