@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +106,11 @@ def fit(
             session.set_rate(learning_rate(config, step))
             parts = []
             for part in range(config.accumulation):
-                batch = _next(stream, session, step, saved)
+                with _rescue(session, step, saved):
+                    batch = next(stream).to(accelerator.device, torch.float32)
                 with accelerator.accumulate(*session.models):
-                    loss = _loss(session, batch, step, part)
+                    with _rescue(session, step, saved, batch.names):
+                        loss = _loss(session, batch, step, part)
                     accelerator.backward(loss)
                 parts.append((loss.detach(), batch))
             norm = accelerator.clip_grad_norm_(session.parameters, config.clip or math.inf)
@@ -147,23 +149,32 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
     watcher.start(None if saved is None else saved.step)
     if saved is not None:
         say(f"Going on from step {saved.step}, of the checkpoint {saved.folder}.")
-    elif resume:
+    elif session.accelerator.is_main_process:
+        (folder.parent / BEST).unlink(missing_ok=True)  # of a run that came to no checkpoint
+    if saved is None and resume:
         say(f"There is no checkpoint in {folder} yet: the run starts anew.")
     return 0 if saved is None else saved.step
 
 
-def _next(stream: Iterator[Batch], session: Session, step: int, saved: int) -> Batch:
-    """The next batch on the run's device; raises CldmError, with the state saved, for none."""
+@contextmanager
+def _rescue(session: Session, step: int, saved: int, names: Sequence[str] = ()) -> Iterator[None]:
+    """Saves the state where a batch can't be had or used, and tells both; names: of its pairs."""
     try:
-        return next(stream).to(session.accelerator.device, torch.float32)
+        yield
     except (CldmError, OSError) as error:
         # Of several processes the others don't know, and would wait for what never comes.
         if step > saved and session.accelerator.num_processes == 1:
             session.save(step, {})
             saved = step
+        batch = f" The batch holds the pairs {_shown(names)}." if names else ""
         raise CldmError(
-            f"{error} The run stops at step {step}; it can go on from step {saved} with --resume."
+            f"{error}{batch} The run stops at step {step}; it can go on from step {saved} with "
+            f"--resume."
         ) from error
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED_AT_MOST]) + (", .." if len(names) > NAMED_AT_MOST else "")
 
 
 def _loss(session: Session, batch: Batch, step: int, part: int) -> Tensor:
@@ -206,11 +217,11 @@ def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, save
     if step > saved and session.sound():
         session.save(step, {})
         saved = step
-    shown = ", ".join(names[:NAMED_AT_MOST]) + (", .." if len(names) > NAMED_AT_MOST else "")
     raise CldmError(
-        f"The loss of step {step + 1} is no finite number, with the pairs {shown}. Nothing was "
-        f"learnt from them: the run can go on from step {saved} with --resume, once these pairs "
-        f"are in order (--check looks at them), with a lower lr, or in bf16 where it was fp16."
+        f"The loss of step {step + 1} is no finite number, with the pairs {_shown(names)}. "
+        f"Nothing was learnt from them: the run can go on from step {saved} with --resume, once "
+        f"these pairs are in order (--check looks at them), with a lower lr, or in bf16 where it "
+        f"was fp16."
     )
 
 

@@ -259,10 +259,15 @@ def test_no_number_stops_the_run_with_its_batch_named(tmp_path: Path, part: str)
     assert fitted.step == 6
 
 
-def test_a_hint_out_of_range_is_refused_before_it_is_learnt(tmp_path: Path) -> None:
-    with pytest.raises(CldmError):
-        run(tmp_path, batches=spoiled("hint", 2))
-    assert not (tmp_path / "last.safetensors").exists()
+def test_a_hint_out_of_range_is_refused_with_its_batch_named(tmp_path: Path) -> None:
+    with pytest.raises(CldmError, match=r"the pairs pair 6, pair 7\. The run stops at step 3; "):
+        run(tmp_path, batches=spoiled("hint", 3))
+    assert (tmp_path / "checkpoints" / "step-00000003").exists()
+
+
+def test_a_best_net_of_an_earlier_run_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    (tmp_path / "best.safetensors").touch()
+    assert run(tmp_path).best is None
 
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
