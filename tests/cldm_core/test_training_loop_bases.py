@@ -108,10 +108,16 @@ def test_batches_of_sdxl_carry_its_vector(tmp_path: Path, sdxl: Path) -> None:
     assert batch.y.shape == (4, SDXL_LIKE.adm_in_channels)
 
 
-def test_a_folder_with_one_text_encoder(tmp_path: Path, sd: Path) -> None:
+def test_a_folder_with_one_text_encoder(
+    tmp_path: Path, sd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
-    assert main(["train", *QUICK, "--base", str(sd), "--out", str(out)]) == 0
-    assert main(["train", *QUICK, "--base", str(sd), "--out", str(out), "--dry-run"]) == 0
+    options = [*QUICK, "--base", str(sd), "--out", str(out), "--tensorboard"]
+    assert main(["train", *options]) == 0
+    assert list((out / "tensorboard").glob("events.*"))
+    assert main(["train", *options, "--steps", "3", "--resume"]) == 0
+    assert main(["train", *options, "--dry-run"]) == 0
+    assert "holds a run at step 3: --resume goes on with it" in capsys.readouterr().out
 
 
 def test_a_folder_of_another_model_is_told(
