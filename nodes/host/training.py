@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...cldm_core import CldmError
+from ...cldm_core.checkpoint import read
 from ...cldm_core.training.config import TrainConfig
 from ...cldm_core.training.convergence import find
 from ...cldm_core.training.evaluate import Evaluation
@@ -171,14 +172,11 @@ def train(
     finally:
         reports.close()
     if fitted.stopped:
+        reports.say(f"Saved at step {fitted.step}: queue it again with resume on, and it goes on.")
         interrupts.end()
-    unet = plan.trainable.unet_state_dict_to_save()
-    decoder = None
-    if unet is not None:
-        own = ("output_blocks.", "out.")
-        decoder = {k: v.detach().cpu().clone() for k, v in unet.items() if k.startswith(own)}
     net = _published(fitted, name)
-    return Trained(folder, net, f"{reports.text}\nSaved as {net.name}.", decoder)
+    interrupts.check()
+    return Trained(folder, net, f"{reports.text}\nSaved as {net.name}.", _decoder(fitted))
 
 
 def _published(fitted: Fitted, name: str) -> Path:
@@ -186,9 +184,23 @@ def _published(fitted: Fitted, name: str) -> Path:
     path = new_controlnet_path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    shutil.copyfile(fitted.best or fitted.net, part)
+    shutil.copyfile(_chosen(fitted), part)
     part.replace(path)
     return path
+
+
+def _decoder(fitted: Fitted) -> dict[str, Tensor] | None:
+    """Weights of the UNet's decoder that go with the net, by key; None where it wasn't trained."""
+    path = _chosen(fitted).with_stem(f"{_chosen(fitted).stem}_unet")
+    if not path.exists():
+        return None
+    own = ("output_blocks.", "out.")
+    return {key: value for key, value in read(path).tensors.items() if key.startswith(own)}
+
+
+def _chosen(fitted: Fitted) -> Path:
+    """The file of the net that scored best, else of the last one."""
+    return fitted.best or fitted.net
 
 
 def with_decoder(model: Any, decoder: dict[str, Tensor]) -> Any:

@@ -192,10 +192,12 @@ def cut(client: HostClient, prompt: Prompt) -> Result:
 
 
 def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(host, client) -> None:
-    assert cut(client, training(name="cut", steps=LONG)).status == "interrupted"
+    stopped = cut(client, training(name="cut", steps=LONG))
+    assert stopped.status == "interrupted"
     (checkpoint,) = (run_folder(host, "cut") / "checkpoints").glob("step-*")
     step = int(checkpoint.name.removeprefix("step-"))
     assert 3 <= step < LONG
+    assert f"Saved at step {step}:" in stopped.applied[TRAIN][-1]
     assert not net_file(host, "cut").exists()
 
     result = run(client, training(name="cut", steps=LONG, resume=True))
@@ -381,6 +383,10 @@ def test_nothing_of_a_run_stays_in_memory(found) -> None:
     alive, grown = found("memory")
     assert alive == []
     assert grown < 2_000_000
+
+
+def test_the_model_that_comes_out_belongs_to_the_net_that_scored_best(found) -> None:
+    assert found("best") == {"step": 1, "decoder": 1}
 
 
 def test_a_run_goes_on_without_matplotlib(found) -> None:
