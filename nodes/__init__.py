@@ -55,7 +55,7 @@ def training_nodes() -> Nodes:
 
 
 PARTS = (
-    (CONTROL, "the nodes around control nets are", control_nodes),
+    (CONTROL, "the nodes around control nets, and those that train, are", control_nodes),
     (EMBEDDED, "Load Tiny Demo Model is", embedded_nodes),
     ((*CONTROL, *TRAINING), "the nodes that train are", training_nodes),
 )
@@ -65,12 +65,14 @@ PARTS = (
 def all_nodes() -> Nodes:
     """Every node that this host can have; says in one line what it can't, and why."""
     found: Nodes = []
+    told: set[str] = set()
     for names, what, nodes in PARTS:
         missing = lacking(names)
-        if missing:
-            logging.getLogger("controlnet_cldm").error(complaint(missing, what))
-        else:
+        if not missing:
             found += nodes()
+        elif not told.issuperset(missing):
+            logging.getLogger("controlnet_cldm").error(complaint(missing, what))
+        told.update(missing)
     return [*found, *HINT_NODES, *ANNOTATOR_NODES, *POSE_NODES]
 
 

@@ -57,11 +57,15 @@ EMBEDDED = (
 )
 """For the embedded demo model."""
 TRAINING = (
-    "comfy.model_base.ModelType.V_PREDICTION",
+    "comfy.model_management.InterruptProcessingException",
+    "comfy.model_management.interrupt_current_processing",
     "comfy.model_management.processing_interrupted",
     "comfy.model_management.soft_empty_cache",
-    "comfy.model_management.throw_exception_if_processing_interrupted",
     "comfy.model_management.unload_all_models",
+    "comfy.model_sampling.EDM",
+    "comfy.model_sampling.EPS",
+    "comfy.model_sampling.V_PREDICTION",
+    "comfy.model_sampling.X0",
     "comfy.samplers.calculate_sigmas",
     "folder_paths.get_input_directory",
     "folder_paths.get_output_directory",

@@ -178,11 +178,10 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
 
 def prediction_of(sampling: Any) -> Literal["eps", "v"]:
     """What a MODEL predicts by the host's object for it; raises CldmError for other kinds."""
-    known = comfy.model_sampling
-    if isinstance(sampling, known.V_PREDICTION) and not isinstance(sampling, known.EDM):
-        return "v"
-    if isinstance(sampling, known.EPS) and not isinstance(sampling, (known.V_PREDICTION, known.X0)):
-        return "eps"
+    # EDM is a subclass of V_PREDICTION, which is one of EPS, as X0 is.
+    others = (comfy.model_sampling.EDM, comfy.model_sampling.X0)
+    if isinstance(sampling, comfy.model_sampling.EPS) and not isinstance(sampling, others):
+        return "v" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "eps"
     raise CldmError(
         "This model predicts neither noise nor velocity, and training knows no other kind: take a "
         "model of the kinds SD 1.5, SD 2.1 or SDXL."
