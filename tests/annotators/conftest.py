@@ -49,14 +49,3 @@ def no_network(monkeypatch, tmp_path) -> Path:
     before = keeper.use(keeper.Kept())
     yield folder
     keeper.use(before)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """On several threads sums run in another order for other shapes, and last bits differ."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

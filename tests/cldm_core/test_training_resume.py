@@ -253,6 +253,7 @@ def test_a_second_interrupt_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> No
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_loses_at_most_the_steps_since_its_last_checkpoint(tmp_path: Path) -> None:
     uninterrupted, killed = tmp_path / "one", tmp_path / "two"
     run(uninterrupted, **LONG)

@@ -28,6 +28,8 @@ LONG = {"steps": 12, "save_every": 1, "keep": 2}
 
 def kills(out: Path, count: int) -> None:
     """Kills a run `count` times at random moments; prints the whole checkpoints after each."""
+    # Sums are equal to the bit where as many threads make them; a fork has threads of its own.
+    torch.set_num_threads(1)
     moments, checkpoints = random.Random(0), Checkpoints(out / "checkpoints", 2)
     for number in range(count):
         before = checkpoints.steps()
