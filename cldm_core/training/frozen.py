@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .conv_gradients import Geometry, convolution_gradients
 
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
@@ -31,9 +33,10 @@ def convolve(
     Kept for the backward pass: x, or nothing where there is neither norm nor SiLU and the
     convolution is frozen.
     """
-    if norm is None and not silu and conv.weight.requires_grad:
-        return F.conv2d(x, conv.weight, conv.bias, *_geometry(conv))
-    plan = _Plan(*_geometry(conv), silu, *((norm.num_groups, norm.eps) if norm else (0, 0.0)))
+    if norm is None and not silu and conv.weight.requires_grad and not x.is_cpu:
+        # Nothing to be had: PyTorch's own node is launched sooner.
+        return F.conv2d(x, conv.weight, conv.bias, *astuple(Geometry.of(conv)))
+    plan = _Plan(Geometry.of(conv), silu, *((norm.num_groups, norm.eps) if norm else (0, 0.0)))
     gain, shift = (norm.weight, norm.bias) if norm else (None, None)
     out: Tensor = _applied(_Convolve, x, gain, shift, conv.weight, conv.bias, plan)
     return out
@@ -109,17 +112,10 @@ def _applied(function: type[Function], *args: Any) -> Any:
 class _Plan:
     """What stands in a row: the convolution's geometry, and what comes before it."""
 
-    stride: Any
-    padding: Any
-    dilation: Any
-    groups: int
+    geometry: Geometry
     silu: bool
     norm_groups: int
     eps: float
-
-
-def _geometry(conv: nn.Conv2d) -> tuple[Any, Any, Any, int]:
-    return conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 class _Convolve(Function):
@@ -143,7 +139,7 @@ class _Convolve(Function):
             h = F.silu(h, inplace=h is not x)
         keep = plan.norm_groups or plan.silu or ctx.needs_input_grad[3]
         ctx.save_for_backward(x if keep else None, gain, shift, weight, mean, rstd)
-        return F.conv2d(h, weight, bias, plan.stride, plan.padding, plan.dilation, plan.groups)
+        return F.conv2d(h, weight, bias, *astuple(plan.geometry))
 
     @staticmethod
     @once_differentiable
@@ -155,12 +151,9 @@ class _Convolve(Function):
             y = x
             if ctx.plan.norm_groups and (needs[3] or ctx.plan.silu):
                 y, *_ = _group_norm(x, gain, shift, ctx.plan, ctx.dtype)
-            if needs[3]:
-                read = (F.silu(y) if ctx.plan.silu else y).to(grad.dtype)
-            else:
-                read = _blank(ctx.shape, grad)
-            inner, of_weight, of_bias = _convolution_backward(
-                grad, read, weight, ctx.plan, [before, needs[3], needs[4]]
+            read = (F.silu(y) if ctx.plan.silu else y).to(grad.dtype) if needs[3] else None
+            inner, of_weight, of_bias = convolution_gradients(
+                grad, read, ctx.shape, weight, ctx.plan.geometry, [before, needs[3], needs[4]]
             )
             of_gain = of_shift = None
             if inner is not None and ctx.plan.silu:
@@ -170,32 +163,6 @@ class _Convolve(Function):
                     inner.to(ctx.dtype), x.to(ctx.dtype), mean, rstd, gain, ctx.plan, needs[:3]
                 )
         return _typed(inner, x), of_gain, of_shift, _typed(of_weight, weight), of_bias, None
-
-
-def _convolution_backward(
-    grad: Tensor, read: Tensor, weight: Tensor, plan: _Plan, mask: list[bool]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    found: tuple[Tensor | None, Tensor | None, Tensor | None] = aten.convolution_backward.default(
-        grad,
-        read,
-        weight.to(grad.dtype),
-        [weight.shape[0]] if mask[2] else None,
-        plan.stride,
-        plan.padding,
-        plan.dilation,
-        False,
-        [0, 0],
-        plan.groups,
-        mask,
-    )
-    return found
-
-
-def _blank(shape: torch.Size, like: Tensor) -> Tensor:
-    """Memory that nobody reads: the operator asks for the input's shape and layout alone."""
-    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def _group_norm(
