@@ -161,13 +161,18 @@ def _joined(pieces: Iterable[Picture], count: int) -> Picture:
     return hints
 
 
-def needed(package: str, *, to_install: str | None = None) -> ModuleType:
-    """An optional package, imported; raises Unavailable with the line that installs it."""
+def needed(
+    package: str, *, to_install: str | None = None, by: str = "This annotator"
+) -> ModuleType:
+    """An optional package, imported; raises Unavailable with the line that installs it.
+
+    by: what needs it, as the beginning of the sentence.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:
         name = to_install or package.partition(".")[0]
         raise Unavailable(
-            f"This annotator needs the package {name}, which can't be imported ({error}). "
+            f"{by} needs the package {name}, which can't be imported ({error}). "
             f"Install it with: pip install {name}"
         ) from error

@@ -15,7 +15,8 @@ from ..base import BATCH_PIXELS, RESOLUTION, RGB8, Annotator, AnnotatorError, Pi
 from ..errors import Unavailable, about
 from ..files import decoded, encoded, whole
 from ..pictures import on_white, resized, working_size
-from .sources import HINTS, Entry, Job, content
+from .entries import Entry, content
+from .sources import HINTS, Job
 
 THREADS = 4
 """That read and write while the device computes."""
