@@ -70,7 +70,7 @@ class TrainConfig:
         TINY,
         MODEL,
         "what is steered: tiny (the embedded model), a single-file checkpoint, or a folder "
-        "of diffusers, as SDXL needs it",
+        "of diffusers",
     )
     tokenizer: str | None = option(
         None, MODEL, "folder with CLIP's vocab.json and merges.txt, or a hub name"

@@ -11,12 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..blocks import timestep_embedding
-from ..errors import CldmError
+from ..encoders import ScaledAutoencoder, TextEncoder, TextModel, sdxl_vector
 from .pairs import Size
 
-SIZE_DIM = 256
-"""How many numbers SDXL makes of each of the six of a SizeCondition."""
 SAMPLED = 64
 """How many numbers of each weight tell one model from another."""
 
@@ -85,80 +82,35 @@ class TinyEncoders:
         return self._text(prompts), None
 
 
-@dataclass(frozen=True)
-class TextModel:
-    """A tokenizer and a text encoder of transformers that belong together."""
-
-    tokenizer: Any
-    encoder: Any
-
-    def ids(self, prompts: Sequence[str]) -> Tensor:
-        """Tokens (B, model_max_length), cut or padded, on the encoder's device."""
-        batch = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
-        ids: Tensor = batch.input_ids
-        return ids.to(self.encoder.device)
-
-
 class DiffusersEncoders:
     """Models of diffusers and transformers: AutoencoderKL, and one CLIP or SDXL's two.
 
-    With one text model the context is its last hidden state (Stable Diffusion 1 and 2). With two
-    it is the last hidden states but one, side by side, and y is the second's pooled embedding with
-    the sizes' sinusoidal embeddings (SDXL: CLIPTextModel, then CLIPTextModelWithProjection).
-    Latents are the mean of the autoencoder's distribution, so that they can be kept.
-
-    The models stay on their devices and in their types; they are not changed. key: None takes it
-    from the weights.
+    What they make is said at ScaledAutoencoder and TextEncoder; SDXL's y also tells the sizes of
+    each picture. The models stay on their devices and in their types; they are not changed. key:
+    None takes it from the weights.
     """
 
     def __init__(self, vae: Any, texts: Sequence[TextModel], *, key: str | None = None) -> None:
-        if len(texts) not in (1, 2):
-            raise CldmError(
-                f"{len(texts)} text models were given: one for Stable Diffusion 1 or 2, two for "
-                "SDXL."
-            )
-        self.vae, self.models = vae, tuple(texts)
+        self._autoencoder, self._text = ScaledAutoencoder(vae), TextEncoder(texts)
         nets = [vae, *(text.encoder for text in texts)]
         self.key = key or "diffusers-" + "-".join(fingerprint(net) for net in nets)
 
     @property
     def sized(self) -> bool:
-        return len(self.models) == 2
+        return self._text.sized
 
     @torch.no_grad()
     def latents(self, pictures: Tensor) -> Tensor:
-        found = self.vae.encode(pictures.to(self.vae.device, self.vae.dtype))
-        # AutoencoderTiny gives latents, AutoencoderKL a distribution.
-        latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        shift = self.vae.config.get("shift_factor") or 0.0
-        scaled: Tensor = (latents - shift).float() * self.vae.config["scaling_factor"]
-        return scaled
+        return self._autoencoder.encode(pictures)
 
     @torch.no_grad()
     def texts(
         self, prompts: Sequence[str], sizes: Sequence[SizeCondition]
     ) -> tuple[Tensor, Tensor | None]:
-        if not self.sized:
-            (model,) = self.models
-            return model.encoder(model.ids(prompts)).last_hidden_state.float(), None
-        states = [
-            model.encoder(model.ids(prompts), output_hidden_states=True) for model in self.models
-        ]
-        context = torch.cat([state.hidden_states[-2].float() for state in states], dim=-1)
-        return context, sdxl_vector(states[1].text_embeds.float(), sizes)
-
-
-def sdxl_vector(pooled: Tensor, sizes: Sequence[SizeCondition]) -> Tensor:
-    """SDXL's y (B, width + 6 * 256) from pooled embeddings (B, width) and a size for each."""
-    numbers = torch.tensor([size.numbers for size in sizes], device=pooled.device)
-    embedded = timestep_embedding(numbers.flatten(), SIZE_DIM).reshape(len(sizes), -1)
-    return torch.cat([pooled, embedded.to(pooled)], dim=-1)
+        context, pooled = self._text.read(prompts)
+        if pooled is None:
+            return context, None
+        return context, sdxl_vector(pooled, [size.numbers for size in sizes])
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..checkpoint import load_unet
 from ..config import Prediction
+from ..encoders import ScaledAutoencoder, TextEncoder, TextModel, in_words
 from ..errors import CldmError
 from ..pipeline import Pipeline
-from .encoding import DiffusersEncoders, SizeCondition, TextModel
 
 UNET_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -22,32 +19,6 @@ UNET_FILES = (
     "diffusion_pytorch_model.bin",
 )
 TEXT_FOLDERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
-
-
-class Autoencoder:
-    """diffusers' autoencoder, with latents scaled as its configuration says."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
-
-    def decode(self, latents: Tensor, /) -> Tensor:
-        """(B, 4, h, w) to (B, 3, 8h, 8w) in [-1, 1]."""
-        scaled = latents.to(self.vae.dtype) / self.vae.config["scaling_factor"]
-        pixels: Tensor = self.vae.decode(scaled).sample
-        return pixels
-
-
-class Texts:
-    """What DiffusersEncoders make of prompts, as a pipeline asks for it; `sized` for SDXL."""
-
-    def __init__(self, encoders: DiffusersEncoders) -> None:
-        self.encoders, self.sized = encoders, encoders.sized
-
-    def __call__(self, prompts: Sequence[str], size: tuple[int, int] | None = None) -> Any:
-        """Embeddings (B, tokens, width), with SDXL's vectors where there is a size."""
-        told = SizeCondition(size or (0, 0), (0, 0), size or (0, 0))
-        context, y = self.encoders.texts(prompts, [told] * len(prompts))
-        return (context, y) if self.sized else context
 
 
 def unet_file(folder: Path) -> Path:
@@ -68,23 +39,28 @@ def load_folder(
     prediction: Prediction | None,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Pipeline, DiffusersEncoders]:
-    """A pipeline and what encodes for it; VAE and text encoders in fp32.
+) -> Pipeline:
+    """A pipeline of a folder; VAE and text encoders in fp32.
 
     Raises CldmError where a part is missing or can't be read.
     """
     unet = load_unet(unet_file(folder), device=device, dtype=dtype)
-    with _told(folder):
-        vae, models = _vae(folder, device), _texts(folder, device)
-    encoders = DiffusersEncoders(vae, models)
-    if encoders.sized != (unet.config.adm_in_channels is not None):
+    with in_words(
+        CldmError,
+        lambda said: (
+            f"{folder} can't be read as a base model ({said}): expected a folder of "
+            f"diffusers with unet, vae, tokenizer and text_encoder in it."
+        ),
+    ):
+        autoencoder = ScaledAutoencoder(_vae(folder, device))
+        text = TextEncoder(_texts(folder, device))
+    if text.sized != (unet.config.adm_in_channels is not None):
         wanted = "two text encoders" if unet.config.adm_in_channels else "one text encoder"
         raise CldmError(
-            f"{folder} holds {len(models)}, and its UNet needs {wanted}: take the whole folder of "
-            f"one model."
+            f"{folder} holds {len(text.models)}, and its UNet needs {wanted}: take the whole "
+            f"folder of one model."
         )
-    pipeline = Pipeline(unet, Autoencoder(vae), Texts(encoders), prediction)
-    return pipeline, encoders
+    return Pipeline(unet, autoencoder, text, prediction)
 
 
 def _is(folder: Path, name: str) -> bool:
@@ -115,18 +91,3 @@ def _texts(folder: Path, device: torch.device) -> list[TextModel]:
             )
         )
     return found
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Makes a sentence of what diffusers and transformers say to folders that hold no model."""
-    try:
-        yield
-    except CldmError:
-        raise
-    except (ArithmeticError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CldmError(
-            f"{folder} can't be read as a base model "
-            f"({next(iter(str(error).splitlines()), type(error).__name__)}): expected a folder of "
-            f"diffusers with unet, vae, tokenizer and text_encoder in it."
-        ) from error

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
 
 from .. import tiny
 from ..checkpoint import load_unet
@@ -19,7 +17,7 @@ from ..hints import HINT_SCALE
 from ..pipeline import Pipeline
 from ..unet import ControlledUNet
 from .config import TINY, TrainConfig
-from .encoding import Encoders, SizeCondition, TinyEncoders, fingerprint
+from .encoding import DiffusersEncoders, Encoders, TinyEncoders
 
 if TYPE_CHECKING:
     from ..config import Prediction
@@ -45,20 +43,23 @@ def load_base(config: TrainConfig, device: torch.device) -> Base:
     if config.base == TINY:
         pipeline = tiny.load_pipeline(device=device, dtype=unet_type(config))
         return Base(pipeline, TinyEncoders(device), TINY_GUIDANCE)
+    parts: Any = _full_pipeline(config, device)
+    encoders = DiffusersEncoders(parts.autoencoder.vae, parts.encode_text.models)
+    return Base(parts, encoders, FULL_GUIDANCE)
+
+
+def _full_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
+    """That of a folder of diffusers, or of a single file."""
     path, prediction = Path(config.base), cast("Prediction | None", config.prediction)
     dtype = unet_type(config)
     if path.is_dir():
         from .folders import load_folder
 
-        pipeline, encoders = load_folder(path, prediction=prediction, device=device, dtype=dtype)
-        return Base(pipeline, encoders, FULL_GUIDANCE)
+        return load_folder(path, prediction=prediction, device=device, dtype=dtype)
     from ..single_file import load_pipeline
 
-    pipeline = load_pipeline(
+    return load_pipeline(
         path, tokenizer=config.tokenizer, prediction=prediction, device=device, dtype=dtype
-    )
-    return Base(
-        pipeline, PipelineEncoders(pipeline.autoencoder, pipeline.encode_text), FULL_GUIDANCE
     )
 
 
@@ -100,29 +101,3 @@ def _own_size(config: TrainConfig, unet: UNetConfig) -> int:
     if unet.adm_in_channels is not None:
         return 1024
     return 768 if (config.prediction or unet.prediction) == "v" else 512
-
-
-class PipelineEncoders:
-    """The autoencoder and text encoder that a pipeline samples with, as batches want them."""
-
-    sized = False
-
-    def __init__(self, autoencoder: Any, encode_text: Any) -> None:
-        self.autoencoder, self.encode_text = autoencoder, encode_text
-        models: tuple[nn.Module, ...] = (autoencoder.vae, encode_text.model)
-        self.device = next(models[0].parameters()).device
-        self.key = "pipeline-" + "-".join(fingerprint(model) for model in models)
-
-    @torch.no_grad()
-    def latents(self, pictures: Tensor) -> Tensor:
-        """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), scaled for the UNet."""
-        latents: Tensor = self.autoencoder.encode(pictures.to(self.device))
-        return latents
-
-    @torch.no_grad()
-    def texts(
-        self, prompts: Sequence[str], sizes: Sequence[SizeCondition]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Context (B, tokens, width); there is no vector."""
-        context: Tensor = self.encode_text(prompts)
-        return context.float(), None

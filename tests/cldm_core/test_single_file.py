@@ -1,6 +1,5 @@
 """Whole checkpoints: widths come from the keys, and each part computes what it was saved from."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from controlnet_pack.cldm_core import (
     tiny,
 )
 from controlnet_pack.cldm_core.checkpoint import config_metadata, save
+from controlnet_pack.cldm_core.encoders import TextModel
 from controlnet_pack.cldm_core.pipeline import Settings
 from controlnet_pack.cldm_core.single_file import (
     CLIP_PREFIX,
@@ -24,26 +24,15 @@ from controlnet_pack.cldm_core.single_file import (
     VAE_PREFIX,
     load_pipeline,
     load_text_encoder,
+    load_tokenizer,
     load_vae,
 )
 from controlnet_pack.cldm_core.tiny import text
 
+from .whole_files import open_clip as as_open_clip
+from .whole_files import original_vae, public
+
 WIDTH = 64
-# diffusers' names to the original's, applied one after the other.
-VAE_NAMES = [
-    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{1 - int(m[1])}.block"),
-    (r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample"),
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    (r"group_norm", "norm"),
-    (r"to_([qkv])\.", r"\1."),
-    (r"to_out\.0", "proj_out"),
-    (r"conv_norm_out", "norm_out"),
-    (r"conv_shortcut", "nin_shortcut"),
-]
 
 
 def new_vae():
@@ -56,17 +45,6 @@ def new_vae():
     return AutoencoderKL(block_out_channels=[32, 64], layers_per_block=2, **blocks).eval()
 
 
-def original_vae(vae) -> dict[str, torch.Tensor]:
-    state = {}
-    for key, value in vae.state_dict().items():
-        for pattern, name in VAE_NAMES:
-            key = re.sub(pattern, name, key)
-        # The original's attention is made of 1x1 convolutions.
-        is_projection = ".attn_1." in key and "norm" not in key and value.ndim == 2
-        state[VAE_PREFIX + key] = value[..., None, None] if is_projection else value
-    return state
-
-
 def new_clip(layers: int, activation: str):
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -75,29 +53,9 @@ def new_clip(layers: int, activation: str):
     return CLIPTextModel(CLIPTextConfig(**{**config, "max_position_embeddings": 77})).eval()
 
 
-def public(model) -> dict[str, torch.Tensor]:
-    return text.public_names(model)
-
-
 def open_clip(model) -> dict[str, torch.Tensor]:
     """The text encoder as OpenCLIP names it, with a last block that SD 2 leaves out."""
-    state = {key.removeprefix("text_model."): value for key, value in public(model).items()}
-    names = {
-        "token_embedding.weight": state["embeddings.token_embedding.weight"],
-        "positional_embedding": state["embeddings.position_embedding.weight"],
-        "ln_final.weight": state["final_layer_norm.weight"],
-        "ln_final.bias": state["final_layer_norm.bias"],
-    }
-    for layer in (0, 1, 1):
-        source, target = f"encoder.layers.{layer}.", f"transformer.resblocks.{len(names) // 12}."
-        for kind in ("weight", "bias"):
-            attention = [state[f"{source}self_attn.{name}_proj.{kind}"] for name in "qkv"]
-            names[f"{target}attn.in_proj_{kind}"] = torch.cat(attention)
-            names[f"{target}attn.out_proj.{kind}"] = state[f"{source}self_attn.out_proj.{kind}"]
-            for ours, theirs in (("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
-                                 ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj")):  # fmt: skip
-                names[f"{target}{theirs}.{kind}"] = state[f"{source}{ours}.{kind}"]
-    return {OPEN_CLIP_PREFIX + key: value for key, value in names.items()}
+    return as_open_clip(model, OPEN_CLIP_PREFIX, (0, 1, 1))
 
 
 def whole(
@@ -148,22 +106,14 @@ def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     assert pictures.shape == (2, 16, 16, 3)
 
 
-def test_open_clip_pads_with_zeros(tmp_path: Path) -> None:
-    from controlnet_pack.cldm_core.single_file import TextEncoder, load_tokenizer
-
-    seen = []
-
+def test_open_clip_pads_with_zeros() -> None:
     class Model:
         device = "cpu"
-        config = type("Config", (), {"pad_token_id": 0})
+        config = type("Config", (), {"max_position_embeddings": 77})
 
-        def __call__(self, ids: torch.Tensor):
-            seen.append(ids)
-            return type("Output", (), {"last_hidden_state": ids})
-
-    TextEncoder(Model(), load_tokenizer(str(tiny.WEIGHTS)))(["face"])
+    row = TextModel(load_tokenizer(str(tiny.WEIGHTS)), Model(), pad=0).ids(["face"])[0].tolist()
     start, end = text.CONFIG["bos_token_id"], text.CONFIG["eos_token_id"]
-    row = seen[0][0].tolist()
+    assert len(row) == 77
     assert row[0] == start
     assert row.count(end) == 1
     assert set(row[row.index(end) + 1 :]) == {0}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from controlnet_pack.cldm_core import tiny
+from controlnet_pack.cldm_core.encoders import TextModel, sdxl_vector
 from controlnet_pack.cldm_core.errors import CldmError
 from controlnet_pack.cldm_core.pipeline import to_hint
 from controlnet_pack.cldm_core.tiny.text import load_tokenizer
@@ -12,10 +13,8 @@ from controlnet_pack.cldm_core.training.circles import CirclePairs
 from controlnet_pack.cldm_core.training.encoding import (
     DiffusersEncoders,
     SizeCondition,
-    TextModel,
     TinyEncoders,
     fingerprint,
-    sdxl_vector,
 )
 
 from .training_pairs import picture
@@ -154,7 +153,7 @@ def test_sizes_are_embedded_as_diffusers_does():
     from diffusers.models.embeddings import Timesteps
 
     pooled = torch.randn(2, 24)
-    y = sdxl_vector(pooled, SIZES)
+    y = sdxl_vector(pooled, [size.numbers for size in SIZES])
     ids = torch.tensor([[512, 768, 0, 128, 512, 512], [1, 2, 3, 4, 5, 6]])
     expected = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)(ids.flatten())
     torch.testing.assert_close(y[:, 24:], expected.reshape(2, -1), rtol=1e-5, atol=1e-5)
