@@ -112,7 +112,7 @@ class Checkpoints:
         if damaged:
             raise DamagedCheckpoint(
                 f"{damaged[0]} There is no other one that is whole in {self.folder}: start anew in "
-                f"another folder (out)."
+                f"another folder."
             )
         return None
 
@@ -180,8 +180,8 @@ class Checkpoints:
         kept = f"the last one is of step {steps[-1]}" if steps else "there is none yet"
         return CldmError(
             f"The checkpoint of step {step} can't be written to {self.folder} "
-            f"({' '.join(str(error).split())}). Make room on the disk and go on with --resume; "
-            f"earlier checkpoints are as they were: {kept}."
+            f"({' '.join(str(error).split())}). Make room on the disk and resume the run; earlier "
+            f"checkpoints are as they were: {kept}."
         )
 
 

@@ -168,8 +168,8 @@ def _rescue(session: Session, step: int, saved: int, names: Sequence[str] = ()) 
             saved = step
         batch = f" The batch holds the pairs {_shown(names)}." if names else ""
         raise CldmError(
-            f"{error}{batch} The run stops at step {step}; it can go on from step {saved} with "
-            f"--resume."
+            f"{error}{batch} The run stops at step {step}; resume it, and it goes on from step "
+            f"{saved}."
         ) from error
 
 
@@ -219,9 +219,9 @@ def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, save
         saved = step
     raise CldmError(
         f"The loss of step {step + 1} is no finite number, with the pairs {_shown(names)}. "
-        f"Nothing was learnt from them: the run can go on from step {saved} with --resume, once "
-        f"these pairs are in order (--check looks at them), with a lower lr, or in bf16 where it "
-        f"was fp16."
+        f"Nothing was learnt from them. Look at these pairs (a check of the data tells what is "
+        f"wrong with it), or take a lower learning rate, and resume the run: it goes on from step "
+        f"{saved}. A run in fp16 may have to start anew in bf16."
     )
 
 
@@ -262,7 +262,8 @@ def _memory_told() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise CldmError(
-            "The GPU's memory is full: take a smaller batch_size with more accumulation, "
-            "checkpointing, precision bf16, or optimizer adamw8bit, and go on with --resume. "
+            "The GPU's memory is full: take a smaller batch_size with more accumulation, or "
+            "checkpointing, and resume the run; or start anew in precision bf16, or with optimizer "
+            "adamw8bit. "
             f"({' '.join(str(error).split())})"
         ) from error

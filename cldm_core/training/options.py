@@ -118,7 +118,7 @@ def checked(settings: type[C], values: Mapping[str, Any], where: str = "") -> C:
     for name in values:
         if name not in options:
             near = difflib.get_close_matches(str(name), options, 1)
-            advice = f"did you mean {near[0]}?" if near else "see --help for all of them."
+            advice = f"did you mean {near[0]}?" if near else "docs/training.md has all of them."
             raise CldmError(f"{where}There is no option {name!r}: {advice}")
     try:
         return settings(**{name: options[name].read(value) for name, value in values.items()})
@@ -149,7 +149,7 @@ def parse_yaml(text: str, name: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise CldmError(f"{name} holds {type(found).__name__}, expected lines such as lr: 1e-5.")
+        raise CldmError(f"{name} holds {type(found).__name__}, expected lines such as ema: 0.9999.")
     return found
 
 

@@ -99,9 +99,7 @@ def part() -> None:
 def require_room(out: Path, config: TrainConfig, *, resume: bool) -> None:
     """Raises CldmError where `out` holds a run that isn't to be gone on with."""
     if not resume and Checkpoints(out / CHECKPOINTS, config.keep).steps():
-        raise CldmError(
-            f"{out} holds a run already: go on with it (--resume), or choose another folder (out)."
-        )
+        raise CldmError(f"{out} holds a run already: resume it, or choose another folder.")
 
 
 class Session:
@@ -185,7 +183,8 @@ class Session:
         if not self.sound():
             raise CldmError(
                 f"After step {step} weights of the net are infinite or no numbers, so that state "
-                f"is not saved: go on from an earlier checkpoint with a lower lr (--resume)."
+                f"is not saved: resume the run from the checkpoint before it, with a lower "
+                f"learning rate."
             )
         main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
         if main:
@@ -235,7 +234,7 @@ class Session:
         if changed:
             raise CldmError(
                 f"The run in {self.checkpoints.folder.parent} was started with "
-                f"{', '.join(changed)}: set it as it was, or start anew in another folder (out)."
+                f"{', '.join(changed)}: set it as it was, or start anew in another folder."
             )
         stored = [(self.weights, read(saved.folder / WEIGHTS).tensors)]
         if self.ema.averages:
@@ -244,7 +243,7 @@ class Session:
             if _shapes(weights) != _shapes(tensors):
                 raise CheckpointMismatch(
                     f"{saved.folder} holds weights of another net than the one that is trained: "
-                    f"choose the settings that the run was started with, or another folder (out)."
+                    f"choose the settings that the run was started with, or another folder."
                 )
         self.accelerator.load_state(str(saved.folder))
         with torch.no_grad():

@@ -148,9 +148,9 @@ WRONG = [
     ("annotator: canny", "annotator is 'canny', expected MODULE:FUNCTION"),
     ("columns: edges", "columns is 'edges', expected ROLE=NAME with a role of target, hint"),
     ("kind: lllite\nonly_mid_control: true", "a ControlNet-LLLite steers nothing in the middle"),
-    ("learning_rate: 1", "There is no option 'learning_rate': see --help for all of them."),
+    ("learning_rate: 1", "There is no option 'learning_rate': docs/training.md has all of them."),
     ("batchsize: 1", "There is no option 'batchsize': did you mean batch_size?"),
-    ("- lr", "holds list, expected lines such as lr: 1e-5."),
+    ("- lr", "holds list, expected lines such as ema: 0.9999."),
     ("lr: [", "is no YAML that can be read: "),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from controlnet_pack.cldm_core import CldmError, NoiseSchedule, load_control, load_unet
+from controlnet_pack.cldm_core import CldmError, NoiseSchedule, load_control, load_unet, training
 from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.training import min_snr, training_loss
 from controlnet_pack.cldm_core.training.batches import Batch
@@ -285,11 +286,19 @@ def test_a_vanished_file_is_a_sentence_and_the_state_is_saved(
             raise error
         return batch
 
-    with pytest.raises(CldmError, match=f"{error} The run stops at step 3; .* --resume"):
+    with pytest.raises(CldmError, match=f"{error} The run stops at step 3; resume it"):
         run(tmp_path, batches=SmallBatches(spoil=spoil))
     run(tmp_path / "whole")
     fit(small_trainable(), SmallBatches(), small_config(tmp_path), out=tmp_path, resume=True)
     assert same(state_of(tmp_path, 6), state_of(tmp_path / "whole", 6))
+
+
+def test_sentences_that_a_node_shows_too_name_no_flag() -> None:
+    room = Path(training.__file__).parent
+    for path in sorted(room.glob("*.py")):
+        if path.stem not in ("command", "dry_run"):  # which the command line alone runs
+            flags = re.findall(r"(?<![-\w])--[a-z][\w-]*", path.read_text(encoding="utf-8"))
+            assert not flags, path.name
 
 
 def test_batches_for_another_number_of_processes_are_refused(tmp_path: Path) -> None:

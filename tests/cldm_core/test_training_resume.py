@@ -113,7 +113,7 @@ def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
 
 def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
-    with pytest.raises(CldmError, match="holds a run already: go on with it"):
+    with pytest.raises(CldmError, match="holds a run already: resume it"):
         run(tmp_path)
 
 

@@ -314,7 +314,7 @@ def test_a_folder_that_grew_is_looked_at_anew(client) -> None:
     ("wrong", "told"),
     [
         ({"more": "learning_rat: 1"}, "There is no option 'learning_rat'"),
-        ({"more": "accumulation"}, "more holds str, expected lines such as lr: 1e-5."),
+        ({"more": "accumulation"}, "more holds str, expected lines such as ema: 0.9999."),
         ({"more": "out: elsewhere"}, "more: out is set by the node's name, not here"),
         ({"more": "lr: 1"}, "more: lr is set by the node's learning_rate"),
         ({"name": "../x"}, "The run can't be called '../x'"),
