@@ -6,10 +6,18 @@ import shutil
 from pathlib import Path
 
 from .checkpoints import Checkpoints
-from .config import CIRCLES, TrainConfig
+from .config import TrainConfig
 from .models import TYPES, resolution_of, unet_of
 from .optimizers import bitsandbytes
-from .plan import make_net, maker_for, named_annotator, open_data, score_of, split
+from .plan import (
+    adherence_of,
+    make_net,
+    maker_for,
+    named_annotator,
+    open_data,
+    score_of,
+    split,
+)
 from .session import device_of, processes
 from .trainables import NOUNS, Trainable
 
@@ -44,7 +52,7 @@ def dry_run(config: TrainConfig) -> list[str]:
         _steps(config, len(training)),
         _memory(config, trainable, count),
         _disk(config, trainable, count),
-        _evaluations(config, score.title if annotator or config.data == CIRCLES else None),
+        _evaluations(config, score.title if adherence_of(config, annotator) else None),
         "Time: not known before the first steps; the history notes the seconds of each.",
         _existing(config),
     ]

@@ -60,8 +60,8 @@ def plan_of(
 ) -> Plan:
     """A run on a base and on pairs that are there already.
 
-    annotator: the function that makes hints, where config names none. Raises CldmError where
-    something doesn't fit.
+    annotator: makes hints where pairs have none, and of samples what is scored; the one that config
+    names isn't looked for. Raises CldmError where something doesn't fit.
     """
     unet, score = base.pipeline.unet, score_of(config)
     side = resolution_of(config, unet.config)
@@ -86,10 +86,11 @@ def plan_of(
     trainable = make_net(config, unet)
     evaluator = None
     if len(held_out):
+        followed = adherence_of(config, annotator)
         evaluator = Evaluator(
             replace(base.pipeline, unet=trainable.unet),
-            [_held(held_out[index], side, maker, config) for index in range(len(held_out))],
-            disc_of if config.data == CIRCLES and annotator is None else annotator,
+            [_held(held_out[index], side, maker, followed) for index in range(len(held_out))],
+            followed,
             score,
             steps=config.sample_steps,
             guidance=base.guidance if config.guidance is None else config.guidance,
@@ -114,6 +115,13 @@ def open_data(config: TrainConfig, side: int) -> Source:
 def maker_for(annotator: Maker | None, source: Source) -> Maker | None:
     """What makes the hints: the annotator, where the pairs have none of their own."""
     return annotator if annotator is not None and source[0].hint is None else None
+
+
+def adherence_of(config: TrainConfig, annotator: Maker | None) -> Maker | None:
+    """What is made of samples to score them: the annotator's hint, or a drawn circle's disc."""
+    if annotator is None and config.data == CIRCLES:
+        return disc_of
+    return annotator
 
 
 def sizes_of(config: TrainConfig, side: int, unet: UNetConfig) -> tuple[Size, ...] | None:
@@ -177,8 +185,8 @@ def cut_pair(pair: Pair, side: int, maker: Maker | None = None) -> tuple[Picture
     return target, window.of_hint(stored)
 
 
-def _held(pair: Pair, side: int, maker: Maker | None, config: TrainConfig) -> HeldOut:
-    """A pair to score with."""
+def _held(pair: Pair, side: int, maker: Maker | None, followed: Maker | None) -> HeldOut:
+    """A pair to score with; a disc is compared with its target's, since its hint is an outline."""
     target, hint = cut_pair(pair, side, maker)
-    wanted = disc_of(target) if config.data == CIRCLES and config.annotator is None else None
+    wanted = disc_of(target) if followed is disc_of else None
     return HeldOut(pair.name, pair.prompt, hint, target, wanted)

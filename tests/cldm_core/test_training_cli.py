@@ -341,6 +341,24 @@ def test_hints_that_are_stored_are_not_made_again(tmp_path: Path) -> None:
     assert made.evaluator.score.name == "edge_f1"
 
 
+def test_circles_are_scored_by_what_is_handed_in(tmp_path: Path) -> None:
+    config = TrainConfig(out=str(tmp_path), circles=4, held_out=2, resolution=64)
+    base = plan.load_base(config, plan.device_of(config))
+    source = plan.open_data(config, 64)
+    by_discs = plan.plan_of(config, base, source).evaluator
+    assert by_discs is not None
+    assert by_discs.adherence is plan.disc_of
+    assert all(one.wanted is not None for one in by_discs.held_out)
+
+    def inverted(picture: np.ndarray) -> np.ndarray:
+        return 255 - picture
+
+    handed_in = plan.plan_of(config, base, source, inverted).evaluator
+    assert handed_in is not None
+    assert handed_in.adherence is inverted
+    assert all(one.wanted is None for one in handed_in.held_out)
+
+
 def test_the_net_begins_with_the_same_numbers_for_a_seed(tmp_path: Path) -> None:
     config = TrainConfig(out=str(tmp_path), evaluate_every=0)
     base = plan.load_base(config, plan.device_of(config))
