@@ -12,9 +12,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from annotators_budget import NET, NET_ROUNDS, OTHER, OTHER_ROUNDS, Budget, Plan, plan
 from annotators_cases import AUX, CASES, OPENCV, OURS, Case
 from annotators_summary import rows_of, table
 from annotators_worker import SLOW
@@ -22,12 +24,15 @@ from apply import ROOT, commit
 
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = (512, 1024)
-LEAST_ROUNDS, MOST_ROUNDS = 3, 11
 SMALL = 256
 """Size of the picture that loading and equality are tried with."""
 PARTS = ("left_out", "differs", "loading", "inside", "rows", "timing")
 """Of the results, those that annotators add to."""
 OFFLINE = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+SHORTEST = 0.05
+"""Seconds that a sample takes at least, with what is around it."""
+LITTLE = 8.0
+"""Seconds for what has no network, even if the time is used up."""
 
 
 class Refused(Exception):
@@ -74,8 +79,9 @@ class Worker:
 class Bench:
     """All sides, and what was found."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, cases: list[Case], folder: Path) -> None:
         self.args = args
+        self.budget = budget(args, cases)
         self.ours = Worker(sys.executable, "annotators_ours.py", folder, args.device)
         self.aux: Worker | None = None
         try:
@@ -92,8 +98,11 @@ class Bench:
 
     def run(self, case: Case) -> None:
         """Everything about one annotator."""
+        left_out = self.result["left_out"]
+        for name in [name for name in left_out if case.name in name.split("|")]:
+            del left_out[name]  # an earlier run's
         if case.lacks:
-            self.result["left_out"][case.name] = case.lacks
+            left_out[case.name] = case.lacks
             return
         try:
             self.ours("load", case=case.name)
@@ -103,7 +112,7 @@ class Bench:
             for size in self.args.size:
                 self.measure(case, size, beside)
         except Refused as error:
-            self.result["left_out"][case.name] = str(error)
+            left_out[case.name] = str(error)
 
     def beside(self, case: Case) -> dict[str, Worker]:
         """Who else makes this hint, ready to be asked."""
@@ -117,39 +126,64 @@ class Bench:
                     self.result["differs"][case.name] = differs
                 found[AUX] = self.aux
             except Refused as error:
-                self.result["left_out"][f"{AUX} {case.name}"] = str(error)
+                self.result["left_out"][f"{AUX}|{case.name}"] = str(error)
         return found
 
     def measure(self, case: Case, size: int, beside: dict[str, Worker]) -> None:
         """All sides in turn, round by round, with one picture and with several."""
-        able: list[tuple[str, int, Worker]] = []
-        cost = 0.0
-        for by, worker in {OURS: self.ours, **beside}.items():
-            one = self.warm(worker, by, size, 1)
-            able.append((by, 1, worker))
-            cost += max(one, 0.05)
-            many = self.args.batch
-            if many == 1 or (by == AUX and one > SLOW):
-                continue  # controlnet-aux's batch is a loop, and is reckoned
+        started = time.monotonic()
+        sides = {OURS: self.ours, **beside}
+        ones = {by: self.warm(worker, by, size, 1) for by, worker in sides.items()}
+        # controlnet-aux's batch is a loop, and is reckoned where it is long.
+        loops = [by for by, one in ones.items() if not (by == AUX and one > SLOW)]
+        single = sum(max(one, SHORTEST) for one in ones.values())
+        looped = sum(max(ones[by], SHORTEST / self.args.batch) for by in loops)
+        seconds = self.seconds(case, size, started) - (time.monotonic() - started)
+        planned = plan(seconds, single, looped, self.args.batch, self.least(case))
+        many = planned.several
+        if self.args.batch > 1 and not planned.with_several:
+            self.result["left_out"][f"{case.name}|{size}|{many}"] = (
+                f"a round takes about {many * looped:.0f} s, and there were {max(seconds, 0):.0f}"
+            )
+            loops = []
+        able = [(by, 1) for by in sides] + [(by, many) for by in loops if many > 1]
+        for by, batch in able:
             # A slow network needs no second warm-up.
-            slow = one > SLOW and self.args.device == "cpu"
-            all_ = many * one if slow else self.warm(worker, by, size, many)
-            able.append((by, many, worker))
-            cost += max(all_, 0.05)
-        rounds = min(max(int(self.args.seconds / cost), self.args.rounds), MOST_ROUNDS)
-        samples: dict[str, list[list[float]]] = {}
-        for number in range(rounds):
-            first = number % len(able)
-            # In turn, and each round from another one on, so that disturbances fall on all of them.
-            for by, batch, worker in able[first:] + able[:first]:
-                found = worker("time", by=by, size=size, batch=batch)
-                key = f"{case.name}|{size}|{by}|{batch}"
-                taken = [float(f"{found[clock]:.5g}") for clock in ("seconds", "cpu")]
-                samples.setdefault(key, []).append(taken)
-        self.result["timing"] |= samples
+            if batch > 1 and (ones[by] <= SLOW or self.args.device == "cuda"):
+                self.warm(sides[by], by, size, batch)
+        self.take(f"{case.name}|{size}", sides, able, planned)
         if case.net and self.args.device == "cuda":
             for batch in {1, self.args.batch}:
                 self.inside(case, size, batch)
+
+    def take(
+        self, place: str, sides: dict[str, Worker], able: list[tuple[str, int]], planned: Plan
+    ) -> None:
+        """The samples of all sides with so many pictures each, round by round."""
+        size = int(place.rpartition("|")[2])
+        samples: dict[str, list[list[float]]] = {}
+        for number in range(planned.rounds):
+            first = number % len(able)
+            # In turn, and each round from another one on, so that disturbances fall on all of them.
+            for by, batch in able[first:] + able[:first]:
+                if batch > 1 and number >= planned.with_several:
+                    continue
+                found = sides[by]("time", by=by, size=size, batch=batch)
+                taken = [float(f"{found[clock]:.5g}") for clock in ("seconds", "cpu")]
+                samples.setdefault(f"{place}|{by}|{batch}", []).append(taken)
+        timing: dict[str, Any] = self.result["timing"]
+        others = {key: one for key, one in timing.items() if not key.startswith(f"{place}|")}
+        self.result["timing"] = others | samples
+
+    def seconds(self, case: Case, size: int, now: float) -> float:
+        """What may be spent on an annotator at one size; without a network a little always."""
+        if self.budget is None:
+            return float(self.args.seconds)
+        return max(self.budget.share((case.name, size), now), 0.0 if case.net else LITTLE)
+
+    def least(self, case: Case) -> int:
+        """How many rounds there are at least."""
+        return self.args.rounds or (NET_ROUNDS if case.net else OTHER_ROUNDS)
 
     def warm(self, worker: Worker, by: str, size: int, batch: int) -> float:
         found = worker("warm", by=by, size=size, batch=batch)
@@ -165,6 +199,30 @@ class Bench:
         for worker in (self.ours, self.aux):
             if worker:
                 worker.end()
+
+
+def budget(args: argparse.Namespace, cases: list[Case]) -> Budget | None:
+    """The minutes that there are for all of these cases, in their order."""
+    if args.minutes is None:
+        return None
+    weights = {
+        (case.name, size): NET if case.net else OTHER
+        for case in cases
+        if not case.lacks
+        for size in args.size
+    }
+    return Budget(time.monotonic() + 60 * args.minutes, weights)
+
+
+def wanted(args: argparse.Namespace) -> list[Case]:
+    """Networks first, and of those the larger ones: the others share what they leave."""
+    # What has no network never runs on a GPU.
+    able = [
+        case
+        for case in CASES
+        if (case.name in args.only if args.only else args.device == "cpu" or case.net)
+    ]
+    return sorted(able, key=lambda case: (not case.net, -CASES.index(case)))
 
 
 def written(result: dict[str, Any]) -> str:
@@ -188,8 +246,20 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, action="append", help="default: 512 and 1024")
     parser.add_argument("--batch", type=int, default=8, help="pictures at once; 1 for none")
-    parser.add_argument("--seconds", type=float, default=60, help="for an annotator at one size")
-    parser.add_argument("--rounds", type=int, default=LEAST_ROUNDS, help="at least")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="for everything, shared out: networks that take long are tried less often, with "
+        "several pictures perhaps never",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="for an annotator at one size, without --minutes"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"with one picture, at least; {NET_ROUNDS} for networks, {OTHER_ROUNDS} for others",
+    )
     parser.add_argument("--add", action="store_true", help="to what an earlier run has written")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     args = parser.parse_args()
@@ -197,17 +267,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     out = args.out / ("annotators.json" if args.device == "cpu" else "annotators-cuda.json")
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(args, Path(name))
+        cases = wanted(args)
+        bench = Bench(args, cases, Path(name))
         result = bench.result
         if args.add and out.exists():
             before = json.loads(out.read_text(encoding="utf-8"))
             for part in PARTS:
                 result[part] |= before[part]
-        for case in CASES:
-            # What has no network never runs on a GPU.
-            wanted = case.name in args.only if args.only else args.device == "cpu" or case.net
-            if not wanted:
-                continue
+        for case in cases:
             bench.run(case)
             result["rows"] = rows_of(result["timing"])
             out.write_text(written(result), encoding="utf-8")

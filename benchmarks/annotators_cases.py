@@ -28,6 +28,7 @@ class Detector:
 class Case:
     """One annotator of this pack with its settings.
 
+    Networks come in the order of their size, about.
     net: it runs a network; opencv: OpenCV's own calls make the same (`annotators_ours.py` has
     them); lacks: why the annotator can't be measured, if it can't.
     """
@@ -103,12 +104,15 @@ CASES = (
     Case("depth_anything_v2", net=True),
     Case("zoe", {"model": "nyu"}, aux=soft("zoe", "ZoeDetector"), net=True),
     Case("segments", net=True),
+    Case("uniformer", net=True),
     Case(
         "openpose",
         {"hands": False, "face": False},
         aux=soft("open_pose", "OpenposeDetector"),
         net=True,
     ),
+    Case("oneformer", net=True),
+    Case("oneformer, coco", {"model": "coco"}, net=True),
     Case("dwpose", aux=soft("dwpose", "DWposeDetector"), net=True, lacks=ONNX),
     Case("animal_pose", net=True, lacks=ONNX),
     Case("salient", net=True, lacks=ONNX),

@@ -8,6 +8,7 @@ from annotators_cases import AUX, CASES, OPENCV, OURS
 from apply import spread
 
 NETS = {case.name for case in CASES if case.net}
+ORDER = [case.name for case in CASES]
 Timing = dict[str, list[list[float]]]
 """By "case|size|side|batch": seconds by the clock and of the processor, round by round."""
 
@@ -15,7 +16,7 @@ Timing = dict[str, list[list[float]]]
 def rows_of(timing: Timing) -> dict[str, dict[str, Any]]:
     """By "case|size": seconds of each side; ratios of ours to the others; the gain of a batch."""
     rows: dict[str, dict[str, Any]] = {}
-    for key in timing:
+    for key in sorted(timing, key=place_of):
         case, size, by, count = key.split("|")
         place = f"{case}|{size}"
         row = rows.setdefault(place, {})
@@ -36,6 +37,12 @@ def rows_of(timing: Timing) -> dict[str, dict[str, Any]]:
         if batch > 1 and place.partition("|")[0] in NETS:
             row["gain"] = ratios(own[1], own[batch], 1 / batch)
     return rows
+
+
+def place_of(key: str) -> tuple[int, int]:
+    """Where a row stands: as in CASES, and by size."""
+    case, size, *_ = key.split("|")
+    return ORDER.index(case) if case in ORDER else len(ORDER), int(size)
 
 
 def ratios(ours: list[list[float]], other: list[list[float]], factor: float) -> dict[str, Any]:
