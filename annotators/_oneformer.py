@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .base import RGB8, Annotator, Choice, Weights
-from .palettes import ade20k, coco, coloured
+from .palettes import ade20k, coco, segmented
 
 # The authors' networks 250_16_swin_l_oneformer_ade20k_160k and 150_16_swin_l_oneformer_coco_100ep,
 # which ControlNet 1.1 was made with, in the form that they gave to transformers.
@@ -38,11 +38,10 @@ MODELS = {
 
 def oneformer(images: RGB8, model: str, device: Any) -> RGB8:
     """Coloured segments (N, H, W, 3) of pictures (N, H, W, 3)."""
-    from .keeper import network
-    from .nets.oneformer import build, classes
+    from .nets import oneformer as nets
 
-    with network(MODELS[model], build, device) as net:
-        return coloured(classes(net, images), coco() if model == "coco" else ade20k())
+    palette = coco() if model == "coco" else ade20k()
+    return segmented(images, MODELS[model], nets, palette, device)
 
 
 ANNOTATOR = Annotator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .base import RGB8, Annotator, Weights
-from .palettes import ade20k, coloured
+from .palettes import ade20k, segmented
 
 WEIGHTS = Weights(
     repository="openmmlab/upernet-convnext-small",
@@ -20,11 +20,9 @@ WEIGHTS = Weights(
 
 def segments(images: RGB8, device: Any) -> RGB8:
     """Coloured segments (N, H, W, 3) of pictures (N, H, W, 3)."""
-    from .keeper import network
-    from .nets.upernet import build, classes
+    from .nets import upernet as nets
 
-    with network(WEIGHTS, build, device) as net:
-        return coloured(classes(net, images), ade20k())
+    return segmented(images, WEIGHTS, nets, ade20k(), device)
 
 
 ANNOTATOR = Annotator(

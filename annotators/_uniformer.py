@@ -6,7 +6,7 @@ from typing import Any
 
 from .base import RGB8, Annotator, Weights
 from .edges import REPOSITORY, REVISION
-from .palettes import ade20k, coloured
+from .palettes import ade20k, segmented
 
 WEIGHTS = Weights(
     repository=REPOSITORY,
@@ -21,11 +21,9 @@ WEIGHTS = Weights(
 
 def uniformer(images: RGB8, device: Any) -> RGB8:
     """Coloured segments (N, H, W, 3) of pictures (N, H, W, 3)."""
-    from .keeper import network
-    from .nets.uniformer import build, classes
+    from .nets import uniformer as nets
 
-    with network(WEIGHTS, build, device) as net:
-        return coloured(classes(net, images), ade20k())
+    return segmented(images, WEIGHTS, nets, ade20k(), device)
 
 
 ANNOTATOR = Annotator(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from .keeper import network
 from .pictures import RGB8, as_rgb
+from .weights import Weights
 
 # One colour for each of the 150 classes of ADE20K (Zhou et al., 2017), in their order: wall,
 # building, sky, floor, tree, ceiling, road, bed, window, grass, cabinet, sidewalk, person, ...
@@ -64,3 +69,12 @@ def coloured(classes: NDArray[np.uint8], palette: RGB8) -> RGB8:
     numbers = as_rgb(classes)
     rows = numbers.reshape(-1, *numbers.shape[2:])
     return np.asarray(cv2.LUT(rows, table), np.uint8).reshape(numbers.shape)
+
+
+def segmented(images: RGB8, weights: Weights, nets: ModuleType, palette: RGB8, device: Any) -> RGB8:
+    """(N, H, W, 3): each pixel of pictures (N, H, W, 3) in the colour of its class.
+
+    nets: one of the modules of nets, with `build` and `classes`.
+    """
+    with network(weights, nets.build, device) as net:
+        return coloured(nets.classes(net, images), palette)

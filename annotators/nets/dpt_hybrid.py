@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Attention
 from .efficientnet import SameConv
 
 GROUPS = 32
-HEAD_WIDTH = 64
 PATCH = 16
 
 
@@ -122,22 +122,6 @@ class Backbone(nn.Module):
             x = stage(x)
             found.append(x)
         return found
-
-
-class Attention(nn.Module):
-    """Self-attention with one layer for queries, keys and values."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, places, width), the same size."""
-        parts = self.qkv(x).unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
-        found = F.scaled_dot_product_attention(parts[0], parts[1], parts[2])
-        seen: Tensor = self.proj(found.transpose(1, 2).flatten(2))
-        return seen
 
 
 class Block(nn.Module):

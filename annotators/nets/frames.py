@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,12 @@ def as_tensor(images: NDArray[np.uint8], net: nn.Module) -> Tensor:
     like = next(net.parameters())
     pixels = torch.from_numpy(np.ascontiguousarray(images)).to(like.device)
     return pixels.movedim(-1, 1).to(like.dtype)
+
+
+def standardised(pixels: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
+    """(N, 3, H, W) with each channel's mean taken away, over its deviation."""
+    middle, spread = (pixels.new_tensor(row)[:, None, None] for row in (mean, deviation))
+    return (pixels - middle) / spread
 
 
 def as_array(values: Tensor) -> NDArray[Any]:

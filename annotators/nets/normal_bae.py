@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..base import AnnotatorError
 from ..keeper import fill
 from .efficientnet import B5, STEM, EfficientNet, Stage
-from .frames import as_tensor, padded, whole
+from .frames import as_tensor, padded, standardised, whole
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LEAST_KAPPA = 0.01
@@ -172,8 +172,7 @@ def _sizes(
 def normals(net: Any, images: NDArray[Any]) -> NDArray[np.uint8]:
     """(N, H, W, 3) uint8 of pictures (N, H, W, 3) uint8: x, y and z from -1 to 1 as 0 to 255."""
     pixels = as_tensor(images, net) / 255
-    mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
     # The network is slower where the channels lie last in memory, as in pictures.
-    ready = ((pixels - mean) / deviation).contiguous()
+    ready = standardised(pixels, MEAN, DEVIATION).contiguous()
     found = padded(net, ready, MULTIPLE)[:, :3]
     return whole(((found + 1) * 0.5).clip(0, 1).movedim(1, -1).float() * 255)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import AnnotatorError, needed
-from .frames import as_tensor
+from .frames import as_tensor, standardised
 from .pretrained import filled
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -90,9 +90,9 @@ def _count(tensors: Mapping[str, Tensor], begins: str, ends: str) -> int:
 def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W): the likeliest class of each pixel of pictures (N, H, W, 3)."""
     pixels = as_tensor(images, net)
-    mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
     height, width = pixels.shape[-2:]
-    pixels = F.pad((pixels - mean) / deviation, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
+    pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding)
     task = pixels.new_zeros(len(images), net.config.task_seq_len)
     task[:, : len(TASK)] = pixels.new_tensor(TASK)
     found = net(pixel_values=pixels, task_inputs=task)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..base import AnnotatorError
 from ..keeper import fill
-from .frames import as_tensor
+from .attention import Attention
+from .frames import as_tensor, standardised
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 MULTIPLE = 64
 """As comfyui_controlnet_aux pads; the net itself needs 32."""
 POOLED = (1, 2, 3, 6)
-HEAD_WIDTH = 64
 UNUSED = ("auxiliary_head.",)
 """Only for training."""
 
@@ -80,21 +80,6 @@ class LocalBlock(nn.Module):
         x = x + self.conv2(self.attn(self.conv1(self.norm1(x))))
         x = x + self.mlp(self.norm2(x))
         return x
-
-
-class Attention(nn.Module):
-    """Self-attention of (N, places, channels), in heads of HEAD_WIDTH channels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        parts = self.qkv(x).unflatten(-1, (3, -1, HEAD_WIDTH)).movedim((2, 3), (0, 2))
-        found = F.scaled_dot_product_attention(*parts)
-        y: Tensor = self.proj(found.transpose(1, 2).flatten(2))
-        return y
 
 
 class GlobalBlock(nn.Module):
@@ -222,10 +207,9 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     The net is given blue for red, as by every pack that has it.
     """
     pixels = as_tensor(images[..., ::-1], net)
-    mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
     height, width = pixels.shape[-2:]
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-    pixels = F.pad((pixels - mean) / deviation, padding, mode="replicate")
+    pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding, mode="replicate")
     # One after the other: at full size they are 150 values for each pixel.
     likeliest = [_as_large(one[None], pixels).argmax(1)[0] for one in net(pixels)]
     numbers: NDArray[np.uint8] = torch.stack(likeliest)[:, :height, :width].byte().cpu().numpy()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..base import AnnotatorError, needed
-from .frames import as_tensor
+from .frames import as_tensor, standardised
 from .pretrained import filled
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,10 +51,9 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
 def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(N, H, W): the likeliest class of each pixel of pictures (N, H, W, 3)."""
     pixels = as_tensor(images, net) / 255
-    mean, deviation = (pixels.new_tensor(row)[:, None, None] for row in (MEAN, DEVIATION))
     height, width = pixels.shape[-2:]
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
-    pixels = F.pad((pixels - mean) / deviation, padding, mode="replicate")
+    pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding, mode="replicate")
     found = net(pixel_values=pixels).logits.argmax(1)[:, :height, :width]
     numbers: NDArray[np.uint8] = found.byte().cpu().numpy()
     return numbers
