@@ -16,8 +16,8 @@ POSE = Weights(
     repository="hr16/UnJIT-DWPose",
     file="rtmpose-m_ap10k_256.onnx",
     revision="7a69fe1d5e7fa512798c2492dc7489c1a0e2ceee",
-    bytes=None,
-    sha256=None,
+    bytes=54_478_120,
+    sha256="1cfd1c86e0d9e5d5f95178bcd95ee9a4e8386a624cd3c57519f27ff58cac7f28",
     licence="Apache-2.0 (open-mmlab/mmpose)",
     commercial=True,
 )

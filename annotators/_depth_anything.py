@@ -43,7 +43,7 @@ V2 = {
     "small": Weights(
         repository="depth-anything/Depth-Anything-V2-Small",
         file="depth_anything_v2_vits.pth",
-        revision="main",
+        revision="03876f8651c73a60fe4c2c48294e09fcb6838fcf",
         bytes=99_218_434,
         sha256="715fade13be8f229f8a70cc02066f656f2423a59effd0579197bbf57860e1378",
         licence="Apache-2.0",

@@ -14,7 +14,7 @@ _ADE20K = Weights(
     repository="shi-labs/oneformer_ade20k_swin_large",
     file="pytorch_model.bin",
     revision="74628c004404c60d21423c034d98a0da3e6f918e",
-    bytes=None,
+    bytes=879_517_517,
     sha256="c0b2fe11dfecee6f2f1f315f466946e96f4e94813f3f6d660ff3747b83c28cc9",
     licence="MIT",  # LICENSE of SHI-Labs/OneFormer, and the cards
     commercial=True,
@@ -24,13 +24,15 @@ MODELS = {
     "ade20k-tiny": replace(
         _ADE20K,
         repository="shi-labs/oneformer_ade20k_swin_tiny",
-        revision="main",
-        sha256=None,
+        revision="05f2812b1eccf9909b3897777450f8d68148cafc",
+        bytes=203_389_501,
+        sha256="909b07dbf4129c2bbb8df4498e35dcd46f305e3ec45329d3ff6d4f0360de27f3",
     ),
     "coco": replace(
         _ADE20K,
         repository="shi-labs/oneformer_coco_swin_large",
         revision="4e191050efb7b92cf62fbd053c88c7e2b071728b",
+        bytes=None,
         sha256=None,
     ),
 }

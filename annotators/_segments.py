@@ -11,8 +11,8 @@ WEIGHTS = Weights(
     repository="openmmlab/upernet-convnext-small",
     file="pytorch_model.bin",
     revision="550b68d291f9a7e4874065c6eec0676b2ba821e6",
-    bytes=None,
-    sha256=None,
+    bytes=327_701_893,
+    sha256="76c163aa531ab7edfb3a77bbcc039e340645aa0ffe2b0ffcfc68755f550c76ea",
     licence="MIT",  # its card; the code it is from, open-mmlab/mmsegmentation, is Apache-2.0
     commercial=True,
 )
