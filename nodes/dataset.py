@@ -1,41 +1,35 @@
-"""Nodes that gather, look through and write pairs of picture and hint to train a ControlNet on."""
+"""Nodes that gather, look through and write pairs of picture and hint to train a ControlNet on.
+
+What they do is imported when they run: few graphs train, and the start of the host is short.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import folder_paths
-import numpy as np
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..annotators import ANNOTATORS, annotate
 from ..cldm_core import CldmError
-from ..cldm_core.training.circles import CirclePairs
-from ..cldm_core.training.config import CIRCLES
-from ..cldm_core.training.dataset_writer import DatasetWriter
-from ..cldm_core.training.doctor import check
-from ..cldm_core.training.pairs import Pair, held_picture
-from ..cldm_core.training.plan import Maker, cut_pair
-from ..cldm_core.training.sources import Source, open_source
 from .annotate import host_device
-from .host.interrupts import Interrupts, Uninterrupted, checked_progress
 from .texts import CATEGORY, shows_text, text_result
+
+if TYPE_CHECKING:
+    from ..cldm_core.training.sources import Source
 
 TRAINING = f"{CATEGORY}/training"
 DATASET = "CLDM_DATASET"
 GIVEN = "the data's own hints"
+CIRCLES = "circles"
 DATASETS = "controlnet_datasets"
 MAKERS = tuple(name for name, record in ANNOTATORS.items() if not record.needs_mask)
-LOOKED_AT = 2000
-"""Pairs that the report of a data set is made of."""
-SHOWN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,32 +55,19 @@ def _hint(name: str, picture: Any) -> Any:
         return annotate(name, picture, device=host_device())
 
 
-def to_pictures(image: Tensor) -> list[Any]:
-    """The host's IMAGE (B, H, W, C) in [0, 1] as uint8 RGB pictures."""
-    scaled = (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [np.ascontiguousarray(one) for one in scaled.cpu().numpy()]
+def resolution_input(tooltip: str) -> io.Input:
+    """Pixels along a side; 128 fits the embedded model."""
+    return io.Int.Input("resolution", default=128, min=64, max=2048, step=8, tooltip=tooltip)
 
 
-def to_images(pictures: Sequence[Any]) -> Tensor:
-    """Pictures of one size as the host's IMAGE."""
-    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
+def advanced(field: io.Input) -> io.Input:
+    """An input that editors hide at first, where they can; it may be missing, as in older prompts.
 
-
-def pairs_of(name: str) -> Source:
-    """The data set of a whole path, or of a place in the host's input or output folder."""
-    given = Path(name).expanduser()
-    if given.is_absolute():
-        return open_source(given)
-    roots = (folder_paths.get_input_directory(), folder_paths.get_output_directory())
-    places = [Path(root) / given for root in roots]
-    # Shards may be named as pairs-{0000..0099}.tar.
-    found = [place for place in places if place.exists() or place.suffix == ".tar"]
-    if not found:
-        raise CldmError(
-            f"There is no data set {name!r}: give a folder, a table or shards by their whole path, "
-            f"or by their place in ComfyUI's input or output folder; or {CIRCLES}."
-        )
-    return open_source(found[0])
+    Newer hosts have a word for it, which older ones refuse.
+    """
+    field.optional = True
+    field.extra_dict["advanced"] = True
+    return field
 
 
 class ControlDataset(io.ComfyNode):
@@ -122,14 +103,25 @@ class ControlDataset(io.ComfyNode):
                     max=1_000_000,
                     tooltip="How many circles are drawn, where data is circles.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=128,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Side of drawn circles, and the size that pairs are looked at for: 128 "
-                    "for the embedded model, 512 for SD 1.5, 1024 for SDXL.",
+                resolution_input(
+                    "Side of drawn circles, and the size that pairs are looked at for: 128 for the "
+                    "embedded model, 512 for SD 1.5, 1024 for SDXL."
+                ),
+                advanced(
+                    io.String.Input(
+                        "conditioning",
+                        default="",
+                        tooltip="The folder of the hints, where data is a folder of pictures; "
+                        "empty takes conditioning, hints or source in it or beside it.",
+                    )
+                ),
+                advanced(
+                    io.String.Input(
+                        "columns",
+                        default="",
+                        tooltip="What a table's columns are called, where data has one, such as "
+                        "hint=edges,prompt=caption; empty takes the usual names.",
+                    )
                 ),
             ],
             outputs=[
@@ -145,41 +137,43 @@ class ControlDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, data: str | None, **_: Any) -> str:
-        """Folders change behind the host's back; None where the name comes from another node."""
+    def fingerprint_inputs(
+        cls,
+        data: str | None,
+        conditioning: str | None = "",
+        columns: str | None = "",
+        **_: Any,
+    ) -> str:
+        """Folders change behind the host's back; None where a text comes from another node."""
         if data is None or data.strip() == CIRCLES:
             return CIRCLES
+        from .host.training_data import open_pairs
+
         try:
-            return pairs_of(data.strip()).stamp()
+            return open_pairs(data, conditioning or "", columns or "").stamp()
         except CldmError as error:  # told where the node runs
             return str(error)
 
     @classmethod
-    def execute(cls, data: str, annotator: str, circles: int, resolution: int) -> io.NodeOutput:
+    def execute(
+        cls,
+        data: str,
+        annotator: str,
+        circles: int,
+        resolution: int,
+        conditioning: str = "",
+        columns: str = "",
+    ) -> io.NodeOutput:
+        from .host.training_data import draw_circles, look_through, open_pairs
+
         drawn = data.strip() == CIRCLES
-        source = CirclePairs(circles, resolution) if drawn else pairs_of(data.strip())
+        if drawn:
+            source = draw_circles(circles, resolution)
+        else:
+            source = open_pairs(data, conditioning, columns)
         dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
-        interrupts = Interrupts()
-        maker = None
-        if dataset.maker is not None and source[0].hint is None:
-            maker = Uninterrupted(dataset.maker, interrupts)
-        told = checked_progress(interrupts)
-        report = check(source, resolution=resolution, hints=maker, limit=LOOKED_AT, progress=told)
-        cut = first_pairs(source, resolution, maker)
-        if not cut:
-            raise CldmError(report.summary())
-        pictures, hints = map(to_images, zip(*cut, strict=True))
-        return text_result(dataset, pictures, hints, source[0].prompt, text=report.summary())
-
-
-def first_pairs(source: Source, side: int, maker: Maker | None) -> list[tuple[Any, Any]]:
-    """Targets and hints of the first pairs, without those that can't be used."""
-    found = []
-    for index in range(min(SHOWN, len(source))):
-        # What is wrong with them is in the report.
-        with suppress(CldmError):
-            found.append(cut_pair(source[index], side, maker))
-    return found
+        report, pictures, hints = look_through(source, dataset.maker, resolution)
+        return text_result(dataset, pictures, hints, source[0].prompt, text=report)
 
 
 class MakeDataset(io.ComfyNode):
@@ -226,34 +220,11 @@ class MakeDataset(io.ComfyNode):
         folder = (root / name.strip()).resolve()
         if folder == root or not folder.is_relative_to(root):
             raise CldmError(f"The data set can't be called {name!r}: give a name, as for a folder.")
-        pairs = paired(images, hints, prompts)
-        writer = DatasetWriter(folder)
-        for pair in pairs:
-            writer.add(pair.read_target(), pair.read_hint(), pair.prompt)
-        told = f"{len(pairs)} pairs written, {len(writer)} in {DATASETS}/{folder.name}"
-        source = open_source(str(folder))
+        from .host.training_data import write_pairs
+
+        count, source = write_pairs(images, hints, prompts, folder)
+        told = f"{count} pairs written, {len(source)} in {DATASETS}/{folder.name}"
         return text_result(Dataset(source), str(folder), text=told)
-
-
-def paired(images: Tensor, hints: Tensor, prompts: str) -> list[Pair]:
-    """Pairs of the graph's pictures; raises CldmError where their numbers don't fit."""
-    targets, sources = to_pictures(images), to_pictures(hints)
-    lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
-    for count, what in ((len(sources), "hints"), (len(lines), "lines of prompts")):
-        if count not in (1, len(targets)):
-            raise CldmError(
-                f"There are {len(targets)} pictures and {count} {what}: give one for each, or one "
-                f"for all."
-            )
-    return [
-        Pair(
-            f"image-{index:05d}",
-            lines[index % len(lines)],
-            held_picture(target, f"image {index}"),
-            held_picture(sources[index % len(sources)], f"hint {index}"),
-        )
-        for index, target in enumerate(targets)
-    ]
 
 
 DATASET_NODES = [ControlDataset, MakeDataset]

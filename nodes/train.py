@@ -1,38 +1,26 @@
-"""Nodes that train a ControlNet on the models of the graph, and show how it went."""
+"""Nodes that train a ControlNet on the models of the graph, and show how it went.
+
+What they do is imported when they run: few graphs train, and the start of the host is short.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from comfy_api.v0_0_2 import io
-from torch import Tensor
 
-from ..cldm_core import CldmError
-from ..cldm_core.pictures import read_picture
-from ..cldm_core.training.config import CIRCLES, TrainConfig
-from ..cldm_core.training.history import FILE as HISTORY
-from ..cldm_core.training.models import TYPES, unet_type
-from ..cldm_core.training.options import parse_yaml
-from ..cldm_core.training.reports import PLOT, SHEET
-from ..cldm_core.training.scores import score_for
-from .dataset import DATASET, TRAINING, Dataset, to_images
+from .dataset import DATASET, TRAINING, Dataset, resolution_input
 from .host.files import load_control
-from .host.training import run_folder, train, with_decoder
-from .host.training_base import base_of
 from .texts import shows_text, text_result
 
-OF_DATASET, OF_GRAPH = "Control Dataset", "what is connected to the node"
-ELSEWHERE = {
-    **dict.fromkeys(("data", "conditioning", "columns", "circles", "annotator"), OF_DATASET),
-    **dict.fromkeys(("base", "tokenizer"), OF_GRAPH),
-    "out": "the node's name",
-    "device": "ComfyUI",
-    "lr": "the node's learning_rate",
-}
-"""Settings of the command line that mean nothing in the node's box, and what sets them."""
+
+def run_outputs() -> list[io.Output]:
+    """The pictures of a run."""
+    return [
+        io.Image.Output(display_name="plot", tooltip="Loss, score and norms over the run."),
+        io.Image.Output(display_name="samples", tooltip="Held-out hints over the run."),
+    ]
 
 
 class TrainControlNet(io.ComfyNode):
@@ -62,14 +50,9 @@ class TrainControlNet(io.ComfyNode):
                     tooltip="controlnet: the whole net. control_lora: small, upon this base. "
                     "lllite: the smallest, by attention.",
                 ),
-                io.Int.Input(
-                    "resolution",
-                    default=128,
-                    min=64,
-                    max=2048,
-                    step=8,
-                    tooltip="Side of the squares that are trained on: 128 for the embedded model, "
-                    "512 for SD 1.5, 768 for SD 2.1, 1024 for SDXL.",
+                resolution_input(
+                    "Side of the squares that are trained on: 128 for the embedded model, 512 for "
+                    "SD 1.5, 768 for SD 2.1, 1024 for SDXL."
                 ),
                 io.Int.Input(
                     "steps",
@@ -90,7 +73,7 @@ class TrainControlNet(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=[*TYPES],
+                    options=["fp32", "bf16", "fp16"],
                     default="fp32",
                     tooltip="What is computed in; bf16 on GPUs that know it.",
                 ),
@@ -128,8 +111,7 @@ class TrainControlNet(io.ComfyNode):
                     display_name="model",
                     tooltip="The model; with sd_locked: false its decoder is the trained one.",
                 ),
-                io.Image.Output(display_name="plot", tooltip="Loss, score and norms over the run."),
-                io.Image.Output(display_name="samples", tooltip="Held-out hints over the run."),
+                *run_outputs(),
                 io.String.Output(display_name="run", tooltip="The run's folder, for Loss Plot."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -150,11 +132,15 @@ class TrainControlNet(io.ComfyNode):
         more: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        folder = run_folder(name, resume=resume)
-        given = {"lr": learning_rate, "out": str(folder), **further(more)}
-        config = TrainConfig.of({**settings, **given})
+        from ..cldm_core.training.models import unet_type
+        from .host.training import train, with_decoder
+        from .host.training_base import base_of
+        from .host.training_runs import run_folder, run_pictures
+        from .host.training_settings import config_of
+
+        own = {**settings, "lr": learning_rate, "out": str(run_folder(name, resume=resume))}
+        config = config_of(own, more, circles=dataset.circles, annotator=dataset.annotator)
         base = base_of(model, clip, vae, unet_type(config))
-        config = replace(config, **facts(dataset, config))
         trained = train(
             base,
             dataset.source,
@@ -168,33 +154,6 @@ class TrainControlNet(io.ComfyNode):
         patched = model if trained.unet is None else with_decoder(model, trained.unet)
         pictures = run_pictures(trained.folder)
         return text_result(control, patched, *pictures, str(trained.folder), text=trained.text)
-
-
-def further(more: str) -> dict[str, Any]:
-    """The settings of the box `more`; raises CldmError for those that come from elsewhere."""
-    given = parse_yaml(more, "more")
-    for name in given:
-        if name in ELSEWHERE:
-            raise CldmError(f"more: {name} is set by {ELSEWHERE[name]}, not here: remove the line.")
-    return given
-
-
-def facts(dataset: Dataset, config: TrainConfig) -> dict[str, str]:
-    """What the data set says of a run: whose discs are scored, and how."""
-    drawn = dataset.circles and dataset.annotator is None
-    told = {"data": CIRCLES if drawn else "the graph's"}
-    if config.score is None and config.evaluate_every and dataset.annotator is not None:
-        told["score"] = score_for(f"annotators:{dataset.annotator}").name
-    return told
-
-
-def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
-    """Plot and samples of a run; black where there are none yet."""
-    places = (folder / PLOT, folder / SHEET)
-    return tuple(  # type: ignore[return-value]
-        to_images([read_picture(place)]) if place.exists() else torch.zeros(1, 64, 64, 3)
-        for place in places
-    )
 
 
 class LossPlot(io.ComfyNode):
@@ -215,10 +174,7 @@ class LossPlot(io.ComfyNode):
                     tooltip="The run's folder, or its name in Train ControlNet.",
                 )
             ],
-            outputs=[
-                io.Image.Output(display_name="plot", tooltip="Loss, score and norms over the run."),
-                io.Image.Output(display_name="samples", tooltip="Held-out hints over the run."),
-            ],
+            outputs=run_outputs(),
         )
 
     @classmethod
@@ -226,23 +182,17 @@ class LossPlot(io.ComfyNode):
         """A run goes on; None where its name comes from another node."""
         if run is None:
             return ()
-        files = (_run(run) / place for place in (PLOT, SHEET))
-        return tuple(file.stat().st_mtime_ns for file in files if file.exists())
+        from .host.training_runs import named_run, run_stamp
+
+        return run_stamp(named_run(run))
 
     @classmethod
     def execute(cls, run: str) -> io.NodeOutput:
-        folder = _run(run)
-        if not (folder / HISTORY).exists():
-            raise CldmError(
-                f"There is no training run in {folder}: give the folder of one, or the name that "
-                f"it has in Train ControlNet."
-            )
+        from .host.training_runs import named_run, require_run, run_pictures
+
+        folder = named_run(run)
+        require_run(folder)
         return io.NodeOutput(*run_pictures(folder))
-
-
-def _run(name: str) -> Path:
-    given = Path(name.strip()).expanduser()
-    return given if given.is_absolute() else run_folder(name, resume=True)
 
 
 TRAINING_NODES = [TrainControlNet, LossPlot]

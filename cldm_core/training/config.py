@@ -176,7 +176,7 @@ class TrainConfig:
             raise CldmError(
                 f"rank is {self.rank} and kind is controlnet, which has none: leave it out."
             )
-        self.named_columns()
+        named_columns(self.columns)
         if self.annotator is not None and not all(self.annotator.partition(":")[::2]):
             raise CldmError(
                 f"annotator is {self.annotator!r}, expected MODULE:FUNCTION, such as "
@@ -197,22 +197,23 @@ class TrainConfig:
         """From a YAML file, with flags over it; raises CldmError with the file's name."""
         return cls.of({**read_yaml(Path(path)), **(flags or {})}, f"{path}: ")
 
-    def named_columns(self) -> dict[str, str]:
-        """The columns by what they hold: target, hint, prompt; raises CldmError for others."""
-        found: dict[str, str] = {}
-        for entry in (self.columns or "").split(","):
-            role, _, name = (part.strip() for part in entry.partition("="))
-            if entry.strip() and (role not in ROLES or not name):
-                raise CldmError(
-                    f"columns is {self.columns!r}, expected ROLE=NAME with a role of "
-                    f"{', '.join(ROLES)}, such as hint=edges,prompt=caption."
-                )
-            if entry.strip():
-                found[role] = name
-        return found
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def named_columns(columns: str | None) -> dict[str, str]:
+    """From ROLE=NAME,ROLE=NAME names by role: target, hint, prompt; raises CldmError for others."""
+    found: dict[str, str] = {}
+    for entry in (columns or "").split(","):
+        role, _, name = (part.strip() for part in entry.partition("="))
+        if entry.strip() and (role not in ROLES or not name):
+            raise CldmError(
+                f"columns is {columns!r}, expected ROLE=NAME with a role of {', '.join(ROLES)}, "
+                f"such as hint=edges,prompt=caption."
+            )
+        if entry.strip():
+            found[role] = name
+    return found
 
 
 def pinned_differences(saved: Mapping[str, Any], config: TrainConfig) -> list[str]:

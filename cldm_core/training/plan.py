@@ -13,7 +13,7 @@ from ..hooks import named_function
 from .batches import Batches
 from .buckets import aspect_buckets
 from .circles import CirclePairs
-from .config import CIRCLES, TrainConfig
+from .config import CIRCLES, TrainConfig, named_columns
 from .discs import disc_of
 from .evaluate import Evaluator, HeldOut
 from .made_hints import make_hint
@@ -107,7 +107,7 @@ def open_data(config: TrainConfig, side: int) -> Source:
     return open_source(
         config.data,
         conditioning=config.conditioning,
-        columns=config.named_columns() or None,
+        columns=named_columns(config.columns) or None,
         cache=cache_folder(config),
     )
 

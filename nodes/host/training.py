@@ -1,4 +1,4 @@
-"""A training run that a node starts: its folder, what the node shows meanwhile, and its net."""
+"""A training run that a node starts: what the node shows meanwhile, and the net of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,24 +28,7 @@ from .applied import show_text
 from .files import new_controlnet_path
 from .interrupts import Interrupts, Uninterrupted, checked_progress
 
-RUNS = "controlnet_training"
 PREVIEW = 512
-
-
-def run_folder(name: str, *, resume: bool = False) -> Path:
-    """The folder of a run below the host's output folder; raises CldmError for a bad name.
-
-    Where one of this name is there and isn't to be gone on with, it gets a number.
-    """
-    root = (Path(folder_paths.get_output_directory()) / RUNS).resolve()
-    wanted = (root / name.strip()).resolve()
-    if wanted == root or not wanted.is_relative_to(root):
-        raise CldmError(f"The run can't be called {name!r}: give a name, as for a file.")
-    folder, number = wanted, 1
-    while not resume and folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}_{number}")
-    return folder
 
 
 class NodeReports(Reports):

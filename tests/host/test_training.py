@@ -276,6 +276,52 @@ def test_an_annotator_scores_circles_by_their_hints(client) -> None:
     assert "Step 1: edge F1" in result.texts(TRAIN)[0]
 
 
+def test_hints_in_a_folder_of_their_own_and_columns_of_other_names(host, client) -> None:
+    write_pictures(host.base / "input" / "apart", 4)
+    hints = host.base / "input" / "edges_of_apart"
+    hints.mkdir()
+    grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
+    for index in range(4):
+        cv2.imwrite(str(hints / f"{index}.png"), grey)
+    prompt = {DATA: training(data="apart")[DATA]}
+    prompt[DATA]["inputs"]["conditioning"] = "edges_of_apart"
+    node = put(prompt, "PreviewImage", images=[DATA, 2])
+    assert np.array_equal(client.images(run(client, prompt), node)[0], grey)
+
+    rows = [{"picture": f"apart/{n}.png", "edges": f"edges_of_apart/{n}.png"} for n in range(4)]
+    table = "".join(json.dumps({**row, "said": "a disc"}) + "\n" for row in rows)
+    (host.base / "input" / "named.jsonl").write_text(table, encoding="utf-8")
+    prompt[DATA]["inputs"] |= {"data": "named.jsonl", "conditioning": ""}
+    prompt[DATA]["inputs"]["columns"] = "target=picture, hint=edges, prompt=said"
+    result = run(client, prompt)
+    assert result.texts(DATA)[0].startswith("4 pairs")
+    assert np.array_equal(client.images(result, node)[0], grey)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"columns": "edges"}, "columns is 'edges', expected ROLE=NAME"),
+        ({"conditioning": "nowhere"}, "There is no folder of hints 'nowhere': give its whole path"),
+    ],
+)
+def test_wrong_columns_and_folders_of_hints_are_told(host, client, wrong, told: str) -> None:
+    folder = host.base / "input" / "plain"
+    if not folder.exists():
+        write_pictures(folder, 2)
+    prompt = {DATA: training(data="plain")[DATA]}
+    prompt[DATA]["inputs"] |= wrong
+    result = client.queue(prompt)
+    assert result.status == "error"
+    assert told in result.message()
+
+
+def test_older_prompts_without_the_two_inputs_run(client) -> None:
+    prompt = {DATA: training()[DATA]}
+    assert {"conditioning", "columns"}.isdisjoint(prompt[DATA]["inputs"])
+    run(client, prompt)
+
+
 def making(name: str, **inputs: Any) -> Prompt:
     """Pairs of two pictures written by Make Dataset."""
     plain = {"width": SIDE, "height": SIDE, "batch_size": 2, "color": 0xAA5500}
@@ -367,6 +413,14 @@ def found(inside: dict[str, Any]) -> Callable[[str], Any]:
         return inside[name]["found"]
 
     return answer
+
+
+def test_nothing_of_training_is_imported_before_a_node_runs(found) -> None:
+    assert found("start") == []
+
+
+def test_the_nodes_have_the_words_of_the_command_line(found) -> None:
+    assert found("words") == [True, {"kind": True, "precision": True}]
 
 
 def test_a_lora_on_the_model_is_in_what_is_trained_on(found) -> None:

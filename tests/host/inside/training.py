@@ -14,6 +14,8 @@ import comfy.model_sampling
 import torch
 from world import bytes_held, sentence
 
+LATE = (".cldm_core.training", ".cldm_core.sheets", ".cldm_core.pipeline", ".nodes.host.training")
+EARLY = sorted(name for name in sys.modules if any(late in name for late in LATE))
 nodes, embedded = pack("nodes.train"), pack("nodes.embedded")  # noqa: F821
 data, training = pack("nodes.dataset"), pack("nodes.host.training")  # noqa: F821
 base, circles = pack("nodes.host.training_base"), pack("cldm_core.training.circles")  # noqa: F821
@@ -140,6 +142,20 @@ def predictions():
     return {name: of(getattr(comfy.model_sampling, name)) for name in kinds}
 
 
+def start():
+    """What of training was imported before a node ran."""
+    return EARLY
+
+
+def words():
+    """The words of the nodes beside those of the command line."""
+    config, options = (pack(f"cldm_core.training.{name}") for name in ("config", "options"))  # noqa: F821
+    core = {one.name: one.choices for one in options.options_of(config.TrainConfig)}
+    inputs = {one.id: one for one in nodes.TrainControlNet.define_schema().inputs}
+    shown = {name: tuple(inputs[name].options) for name in ("kind", "precision")}
+    return data.CIRCLES == config.CIRCLES, {name: shown[name] == core[name] for name in shown}
+
+
 def answer(case):
     try:
         return {"found": case()}
@@ -147,5 +163,5 @@ def answer(case):
         return {"failed": traceback.format_exc()}
 
 
-cases = (lora, untouched, memory, best, no_matplotlib, no_accelerate, predictions)
+cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate, predictions)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821

@@ -1,0 +1,134 @@
+"""The data of the training nodes: pairs opened, looked through, and made of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...cldm_core import CldmError
+from ...cldm_core.training.circles import CirclePairs
+from ...cldm_core.training.config import named_columns
+from ...cldm_core.training.dataset_writer import DatasetWriter
+from ...cldm_core.training.doctor import check
+from ...cldm_core.training.pairs import Pair, held_picture
+from ...cldm_core.training.plan import Maker, cut_pair, maker_for
+from ...cldm_core.training.sources import Source, open_source
+from .interrupts import Interrupts, Uninterrupted, checked_progress
+
+LOOKED_AT = 2000
+"""Pairs that the report of a data set is made of."""
+SHOWN = 4
+
+
+def to_pictures(image: Tensor) -> list[Any]:
+    """The host's IMAGE (B, H, W, C) in [0, 1] as uint8 RGB pictures."""
+    scaled = (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return [np.ascontiguousarray(one) for one in scaled.cpu().numpy()]
+
+
+def to_images(pictures: Sequence[Any]) -> Tensor:
+    """Pictures of one size as the host's IMAGE."""
+    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
+
+
+def draw_circles(count: int, side: int) -> Source:
+    """Drawn pairs to rehearse with."""
+    return CirclePairs(count, side)
+
+
+def open_pairs(data: str, conditioning: str = "", columns: str = "") -> Source:
+    """The data set of a name, and where its hints are and what its columns are called.
+
+    Names are whole paths, or places in the host's input or output folder; the empty ones are found
+    by themselves. Raises CldmError where there is nothing of such a name.
+    """
+    hints = conditioning.strip()
+    return open_source(
+        _place(data.strip(), "data set"),
+        conditioning=_place(hints, "folder of hints") if hints else None,
+        columns=named_columns(columns) or None,
+    )
+
+
+def _place(name: str, what: str) -> Path:
+    given = Path(name).expanduser()
+    if given.is_absolute():
+        return given
+    roots = (folder_paths.get_input_directory(), folder_paths.get_output_directory())
+    places = [Path(root) / given for root in roots]
+    # Shards may be named as pairs-{0000..0099}.tar.
+    found = [place for place in places if place.exists() or place.suffix == ".tar"]
+    if not found:
+        raise CldmError(
+            f"There is no {what} {name!r}: give its whole path, or its place in ComfyUI's input or "
+            f"output folder."
+        )
+    return found[0]
+
+
+def look_through(source: Source, annotator: Maker | None, side: int) -> tuple[str, Tensor, Tensor]:
+    """The report on the pairs, and targets and hints of the first ones as they are trained on.
+
+    annotator: makes the hints where the pairs have none. Raises CldmError, with the report, where
+    none of the first pairs can be used.
+    """
+    interrupts = Interrupts()
+    maker = maker_for(annotator, source)
+    if maker is not None:
+        maker = Uninterrupted(maker, interrupts)
+    told = checked_progress(interrupts)
+    report = check(source, resolution=side, hints=maker, limit=LOOKED_AT, progress=told).summary()
+    cut = _first_pairs(source, side, maker)
+    if not cut:
+        raise CldmError(report)
+    pictures, hints = map(to_images, zip(*cut, strict=True))
+    return report, pictures, hints
+
+
+def _first_pairs(source: Source, side: int, maker: Maker | None) -> list[tuple[Any, Any]]:
+    """Targets and hints of the first pairs, without those that can't be used."""
+    found = []
+    for index in range(min(SHOWN, len(source))):
+        # What is wrong with them is in the report.
+        with suppress(CldmError):
+            found.append(cut_pair(source[index], side, maker))
+    return found
+
+
+def write_pairs(images: Tensor, hints: Tensor, prompts: str, folder: Path) -> tuple[int, Source]:
+    """Adds the graph's pictures to the data set in a folder; gives their number, and all pairs.
+
+    Raises CldmError where the numbers of pictures, hints and lines don't fit.
+    """
+    pairs = _paired(images, hints, prompts)
+    writer = DatasetWriter(folder)
+    for pair in pairs:
+        writer.add(pair.read_target(), pair.read_hint(), pair.prompt)
+    return len(pairs), open_source(folder)
+
+
+def _paired(images: Tensor, hints: Tensor, prompts: str) -> list[Pair]:
+    targets, sources = to_pictures(images), to_pictures(hints)
+    lines = [line.strip() for line in prompts.splitlines() if line.strip()] or [""]
+    for count, what in ((len(sources), "hints"), (len(lines), "lines of prompts")):
+        if count not in (1, len(targets)):
+            raise CldmError(
+                f"There are {len(targets)} pictures and {count} {what}: give one for each, or one "
+                f"for all."
+            )
+    return [
+        Pair(
+            f"image-{index:05d}",
+            lines[index % len(lines)],
+            held_picture(target, f"image {index}"),
+            held_picture(sources[index % len(sources)], f"hint {index}"),
+        )
+        for index, target in enumerate(targets)
+    ]

@@ -1,0 +1,65 @@
+"""Training runs on disk: their folders below the host's output, and their pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...cldm_core import CldmError
+from ...cldm_core.pictures import read_picture
+from ...cldm_core.training.history import FILE as HISTORY
+from ...cldm_core.training.reports import PLOT, SHEET
+from .training_data import to_images
+
+RUNS = "controlnet_training"
+
+
+def run_folder(name: str, *, resume: bool = False) -> Path:
+    """The folder of a run below the host's output folder; raises CldmError for a bad name.
+
+    Where one of this name is there and isn't to be gone on with, it gets a number.
+    """
+    root = (Path(folder_paths.get_output_directory()) / RUNS).resolve()
+    wanted = (root / name.strip()).resolve()
+    if wanted == root or not wanted.is_relative_to(root):
+        raise CldmError(f"The run can't be called {name!r}: give a name, as for a file.")
+    folder, number = wanted, 1
+    while not resume and folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}_{number}")
+    return folder
+
+
+def named_run(name: str) -> Path:
+    """The folder that a name or a whole path means."""
+    given = Path(name.strip()).expanduser()
+    return given if given.is_absolute() else run_folder(name, resume=True)
+
+
+def run_stamp(folder: Path) -> tuple[int, ...]:
+    """Other numbers once the pictures of a run are others."""
+    files = (folder / place for place in (PLOT, SHEET))
+    return tuple(file.stat().st_mtime_ns for file in files if file.exists())
+
+
+def require_run(folder: Path) -> None:
+    """Raises CldmError where there is no run in the folder."""
+    if not (folder / HISTORY).exists():
+        raise CldmError(
+            f"There is no training run in {folder}: give the folder of one, or the name that it "
+            f"has in Train ControlNet."
+        )
+
+
+def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
+    """Plot and samples of a run; black where there are none yet."""
+    plot, samples = (
+        to_images([read_picture(folder / name)])
+        if (folder / name).exists()
+        else torch.zeros(1, 64, 64, 3)
+        for name in (PLOT, SHEET)
+    )
+    return plot, samples
