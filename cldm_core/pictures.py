@@ -5,11 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import CldmError
-from .pipeline import Picture
+
+if TYPE_CHECKING:
+    from .pipeline import Picture
 
 
 def read_picture(path: Path, *, alpha: bool = False) -> Picture:

@@ -10,7 +10,6 @@ from comfy_api.v0_0_2 import io, ui
 from torch import Tensor
 
 from ..cldm_core.record import ControlRecord
-from ..cldm_core.sheets import heat_sheet, strength_plot
 from .host import HostControl, HostForeign
 from .texts import CATEGORY, shows_text, text_result
 
@@ -155,6 +154,9 @@ class ControlInspector(io.ComfyNode):
         net: int = 0,
         image: Tensor | None = None,
     ) -> io.NodeOutput:
+        # What draws is imported when it is needed: the start of the host is short.
+        from ..cldm_core.sheets import heat_sheet, strength_plot
+
         picture = None if image is None else as_picture(image)
         images = [
             as_image(sheet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from torch import Tensor
 from ..checkpoint import load_controlnet, load_unet, read
 from ..controlnet import ControlNet
 from ..errors import CldmError
-from ..pipeline import Pipeline
 from .vae import TinyVAE
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
 
 WEIGHTS = Path(__file__).parent / "weights"
 EXAMPLE = Path(__file__).parent / "example.png"
@@ -91,5 +94,7 @@ def load_pipeline(
     *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Pipeline:
     """The embedded model, ready to sample pictures of 128x128."""
+    from ..pipeline import Pipeline
+
     unet = load_unet(weights("unet"), dtype=dtype, device=device)
     return Pipeline(unet, ScaledVAE(load_vae().to(device), scale_factor()), TinyText())
