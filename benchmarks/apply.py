@@ -226,16 +226,29 @@ def measure(install: HostInstall, args: argparse.Namespace) -> None:
     print(report(result), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_host_flags(parser: argparse.ArgumentParser) -> None:
+    """What is measured: which checkout of the pack, in which hosts."""
     parser.add_argument(
         "--host",
         type=Path,
         action="append",
         help="a ComfyUI checkout; default: COMFYUI_PATH, else ~/hosts/*",
     )
-    parser.add_argument("--advanced", type=Path, help="a checkout of ComfyUI-Advanced-ControlNet")
     parser.add_argument("--pack", type=Path, default=ROOT, help="a checkout of this pack")
+
+
+def hosts_of(args: argparse.Namespace) -> list[HostInstall]:
+    """The hosts of --host, else those that are found; ends the program where there are none."""
+    hosts = [HostInstall(p.resolve(), python_of(p)) for p in args.host or ()] or find_hosts()
+    if not hosts:
+        raise SystemExit(NO_HOST)
+    return hosts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_host_flags(parser)
+    parser.add_argument("--advanced", type=Path, help="a checkout of ComfyUI-Advanced-ControlNet")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="default: what torch takes")
     parser.add_argument("--pairs", type=int, default=7, help="rounds")
@@ -269,9 +282,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=16, help="pictures for --quality")
     parser.add_argument("--out", type=Path, default=RESULTS, help="a folder")
     args = parser.parse_args()
-    hosts = [HostInstall(p.resolve(), python_of(p)) for p in args.host or ()] or find_hosts()
-    if not hosts:
-        raise SystemExit(NO_HOST)
+    hosts = hosts_of(args)
     args.out.mkdir(parents=True, exist_ok=True)
     for install in hosts:
         measure(install, args)

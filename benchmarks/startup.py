@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from apply import (
-    NO_HOST,
     RESULTS,
-    ROOT,
     HostInstall,
+    add_host_flags,
     commit,
-    find_hosts,
+    hosts_of,
     install_pack,
-    python_of,
     spread,
 )
 
@@ -125,19 +123,11 @@ def table(found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--host",
-        type=Path,
-        action="append",
-        help="a ComfyUI checkout; default: COMFYUI_PATH, else ~/hosts/*",
-    )
-    parser.add_argument("--pack", type=Path, default=ROOT, help="a checkout of this pack")
+    add_host_flags(parser)
     parser.add_argument("--pairs", type=int, default=10, help="starts with and without the pack")
     parser.add_argument("--out", type=Path, default=RESULTS / "startup.json")
     args = parser.parse_args()
-    hosts = [HostInstall(p.resolve(), python_of(p)) for p in args.host or ()] or find_hosts()
-    if not hosts:
-        raise SystemExit(NO_HOST)
+    hosts = hosts_of(args)
     result: dict[str, Any] = {"commit": commit(args.pack), "pairs": args.pairs, "hosts": {}}
     for install in hosts:
         with tempfile.TemporaryDirectory() as name:
