@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
@@ -17,7 +17,12 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from controlnet_pack.cldm_core import CldmError, ControlledUNet, load_control
+from controlnet_pack.cldm_core import (
+    CheckpointMismatch,
+    CldmError,
+    ControlledUNet,
+    load_control,
+)
 from controlnet_pack.cldm_core.__main__ import main
 from controlnet_pack.cldm_core.checkpoint import config_metadata, save
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
@@ -165,6 +170,27 @@ def test_the_layer_before_the_last_is_read_without_a_norm(bases: tuple[Base, Bas
     assert torch.equal(context, torch.cat(seen, dim=-1))
 
 
+def test_the_embeddings_are_those_of_diffusers_pipeline(
+    layouts: Layouts, bases: tuple[Base, Base]
+) -> None:
+    folder = layouts.folder
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        unet=None,
+        scheduler=None,
+    )
+    expected, _, pooled, _ = pipeline.encode_prompt(
+        list(PROMPTS), device="cpu", do_classifier_free_guidance=False
+    )
+    context, y = bases[1].encoders.texts(PROMPTS, SIZES)
+    assert torch.equal(context, expected)
+    assert torch.equal(y[:, :PROJECTED], pooled)
+
+
 def test_half_precision_weights_compute_in_single(layouts: Layouts, tmp_path: Path) -> None:
     file = read(layouts.file)
     halved = {key: value.half() for key, value in file.tensors.items()}
@@ -225,3 +251,12 @@ def test_only_known_keys_of_the_text_encoders_are_left_out(layouts: Layouts) -> 
     for prefix in (SDXL_CLIP_PREFIX, SDXL_OPEN_CLIP_PREFIX):
         with pytest.raises(CldmError, match=r"unexpected .*surprise"):
             load_sdxl_texts({**tensors, f"{prefix}surprise": torch.zeros(1)})
+
+
+def test_damaged_text_encoders_are_told(layouts: Layouts) -> None:
+    tensors = read(layouts.file).tensors
+    second = [key for key in tensors if key.startswith(SDXL_OPEN_CLIP_PREFIX)]
+    for key in second:
+        for shape in ((), (3,), (7, 5)):
+            with pytest.raises(CheckpointMismatch, match=r"text encoder|The key "):
+                load_sdxl_texts({**tensors, key: torch.zeros(shape)})
