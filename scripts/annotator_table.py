@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,19 +62,24 @@ def overview(records: Records) -> str:
             f"`{one.name}`",
             one.description,
             ", ".join(licences(one.weights)) or "none",
-            commercial(one.weights),
+            commercial(one),
         )
         for one in records.values()
     )
-    return joined(("node", "name", "what it makes", "weights", "commercial use"), rows)
+    return joined(("node", "name", "what it makes", "weights", "commercial"), rows)
 
 
 def licences(weights: Iterable[Weights]) -> list[str]:
     """Each licence once, with the size of all its files where every one is known."""
     sizes: dict[str, list[int | None]] = {}
     for one in weights:
-        sizes.setdefault(one.licence, []).append(one.bytes)
+        sizes.setdefault(short_licence(one.licence), []).append(one.bytes)
     return [f"{name}{span(known)}" for name, known in sizes.items()]
+
+
+def short_licence(licence: str) -> str:
+    """Its name, without what it says and who gave it."""
+    return re.split(r": | \(", licence, maxsplit=1)[0]
 
 
 def span(sizes: list[int | None]) -> str:
@@ -90,16 +95,28 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{size / 1e6:.1f} MB"
 
 
-def commercial(weights: tuple[Weights, ...]) -> str:
-    """Yes or no; where some may and some may not be used, which."""
-    free = [one for one in weights if one.commercial]
-    if 0 < len(free) < len(weights):
-        return "only " + ", ".join(f"`{one.name}`" for one in free)
-    return COMMERCIAL[len(free) == len(weights)]
+def commercial(record: Annotator) -> str:
+    """Yes or no; where some weights may and some may not be used, which."""
+    free = [one.commercial for one in record.weights]
+    if all(free):
+        return COMMERCIAL[True]
+    if not any(free):
+        return COMMERCIAL[False]
+    names = zip(choices(record), free, strict=True)
+    return "only " + ", ".join(f"`{name}`" for name, is_free in names if is_free)
+
+
+def choices(record: Annotator) -> Sequence[str]:
+    """What a user chooses each of the weights by: a setting with a value for each, or its file."""
+    for setting in record.params.values():
+        values: Sequence[str] = getattr(setting, "choices", ())
+        if len(values) == len(record.weights):
+            return values
+    return [one.name for one in record.weights]
 
 
 def files(records: Records) -> str:
-    """Every file of weights once, with who needs it."""
+    """Every file of weights once, with who needs it, and what the licences with terms say."""
     users: dict[Weights, list[str]] = {}
     for record in records.values():
         for weights in record.weights:
@@ -107,20 +124,39 @@ def files(records: Records) -> str:
     rows = (
         (
             ", ".join(names),
-            f"[{one.name}]({one.page})" if one.repository else one.name,
-            one.repository or one.source.rstrip(","),
+            f"[{shown(one)}]({address(one)})",
             "not known" if one.bytes is None else megabytes(one.bytes),
-            one.licence,
+            short_licence(one.licence),
             COMMERCIAL[one.commercial],
         )
         for one, names in users.items()
     )
-    head = ("annotator", "file", "where it is from", "size", "licence", "commercial use")
-    return joined(head, rows)
+    terms = sorted({one.licence for one in users if ": " in one.licence})
+    table = joined(("annotator", "file", "size", "licence", "commercial"), rows)
+    return f"{table}\n\n{'. '.join(terms)}." if terms else table
+
+
+def shown(weights: Weights) -> str:
+    """A file's name, below that of its repository where many files have the same one."""
+    from annotators.weights import COMMON_NAMES
+
+    if weights.name not in COMMON_NAMES:
+        return weights.name
+    return f"{weights.repository.partition('/')[2]}/{weights.name}"
+
+
+def address(weights: Weights) -> str:
+    """The page of a file on the hub, else the one that its source names."""
+    if weights.repository:
+        return weights.page
+    found = re.search(r"https://[^\s,#)]+", weights.source)
+    if found is None:
+        raise SystemExit(f"{weights.name} is on no hub, and its source names no page")
+    return found[0].rstrip("/")
 
 
 def settings(records: Records) -> str:
-    """What each annotator can be told, and the resolution it has by itself."""
+    """The settings of each annotator, and the resolution it has by itself."""
     rows = (
         (
             f"`{record.name}`",
