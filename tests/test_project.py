@@ -80,6 +80,14 @@ def test_changelog_uses_the_usual_kinds():
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
+@pytest.mark.parametrize("package", ["annotators", "cldm_core"])
+def test_the_wheel_holds_all_that_a_package_reads(pyproject, package):
+    patterns = pyproject["tool"]["setuptools"]["package-data"].get(package, [])
+    held = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+    files = {path for path in (ROOT / package).rglob("*.*") if path.is_file()}
+    assert {path for path in files - held if path.suffix not in (".py", ".pyc")} == set()
+
+
 def test_archive_leaves_the_tests_out():
     assert "tests/" in text(".comfyignore").splitlines()
 
