@@ -68,8 +68,8 @@ def _add_sample(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     sample = commands.add_parser(
         "sample",
         help="pictures from text and a hint",
-        description="Samples pictures with the embedded model, or with a Stable Diffusion 1.5 or "
-        "2.1 checkpoint.",
+        description="Samples pictures with the embedded model, or with a Stable Diffusion "
+        "1.5, 2.1 or SDXL checkpoint.",
     )
     sample.add_argument("prompt", help='what the picture should show; "" is allowed')
     sample.add_argument(
@@ -188,17 +188,22 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
         help="how the steps are taken (%(default)s)",
     )
     parser.add_argument(
-        "--size", type=int, help="side of the square picture (default: the model's own)"
+        "--size",
+        type=int,
+        help="side of the square picture in pixels (default: the model's own, 128 embedded, 1024 "
+        "SDXL, 768 SD 2.1 with v, else 512)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the first picture's seed (%(default)s)"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps (%(default)s)")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, mps; auto is cuda where it is there"
+    )
     parser.add_argument(
         "--dtype",
-        choices=("fp32", "fp16", "bf16"),
-        default="fp32",
-        help="number type of the nets (%(default)s)",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default="auto",
+        help="number type of the nets; auto is fp16 on cuda, else fp32",
     )
 
 

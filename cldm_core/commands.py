@@ -30,6 +30,7 @@ from .union import UnionControlNet, control_type_names, control_type_number
 
 TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
 TINY_SETTINGS = Settings(steps=25, guidance=TINY_GUIDANCE, width=tiny.SIZE, height=tiny.SIZE)
+AUTO = "auto"
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -58,7 +59,7 @@ def sample(arguments: argparse.Namespace) -> None:
     """
     settings = settings_of(arguments)
     check_writable(arguments.out)
-    check_device(arguments.device)
+    check_device(device_of(arguments))
     controls = _controls(arguments, settings.width)
     pipeline = open_pipeline(arguments)
     controls = [bound(control, pipeline) for control in controls]
@@ -118,8 +119,8 @@ def make_hint(annotator: str, picture: Picture) -> Picture:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """How pictures are sampled; what isn't given is the model's own."""
-    size, guidance = (512, FULL_GUIDANCE) if arguments.checkpoint else (tiny.SIZE, TINY_GUIDANCE)
-    size = size if arguments.size is None else arguments.size
+    guidance = FULL_GUIDANCE if arguments.checkpoint else TINY_GUIDANCE
+    size = own_size(arguments) if arguments.size is None else arguments.size
     return Settings(
         steps=arguments.steps,
         guidance=guidance if arguments.guidance is None else arguments.guidance,
@@ -129,6 +130,29 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         count=getattr(arguments, "count", 1),
         scheduler=arguments.scheduler,
     )
+
+
+def own_size(arguments: argparse.Namespace) -> int:
+    """The side in pixels that the model was made for."""
+    if arguments.checkpoint is None:
+        return tiny.SIZE
+    from .single_file import size_of
+
+    return size_of(arguments.checkpoint, arguments.prediction)
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device that was named, else a GPU of CUDA where there is one."""
+    if arguments.device != AUTO:
+        return str(arguments.device)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_of(arguments: argparse.Namespace) -> torch.dtype:
+    """The nets' number type that was named, else fp16 on a GPU of CUDA and fp32 elsewhere."""
+    if arguments.dtype != AUTO:
+        return TYPES[arguments.dtype]
+    return torch.float16 if device_of(arguments).startswith("cuda") else torch.float32
 
 
 def check_device(name: str) -> None:
@@ -144,7 +168,7 @@ def check_device(name: str) -> None:
 
 def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     """The embedded model, or that of a checkpoint."""
-    device, dtype = arguments.device, TYPES[arguments.dtype]
+    device, dtype = device_of(arguments), dtype_of(arguments)
     if arguments.checkpoint is None:
         return tiny.load_pipeline(device=device, dtype=dtype)
     from .single_file import load_pipeline
@@ -167,7 +191,7 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
-    hint = to_hint(_hint(arguments, size)).to(arguments.device)
+    hint = to_hint(_hint(arguments, size)).to(device_of(arguments))
     net = open_net(arguments)
     hints = typed(hint, net, arguments)
     return [
@@ -194,7 +218,7 @@ def open_net(arguments: argparse.Namespace) -> ControlModule:
     """The net of a file, or an embedded one."""
     source, _, name = arguments.controlnet.partition(":")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
-    return load_control(path, device=arguments.device, dtype=TYPES[arguments.dtype])
+    return load_control(path, device=device_of(arguments), dtype=dtype_of(arguments))
 
 
 def typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hint:

@@ -350,6 +350,16 @@ def _published(**changes: Any) -> UNetConfig:
     )
 
 
+def own_size(unet: UNetConfig, prediction: Prediction | None = None) -> int:
+    """Pixels along the side of the squares that a base was trained on.
+
+    1024 for SDXL, 768 for SD 2.1 with v, else 512; prediction: in place of the configuration's.
+    """
+    if unet.adm_in_channels is not None:
+        return 1024
+    return 768 if (prediction or unet.prediction) == "v" else 512
+
+
 SD15 = _published(num_heads=8, context_dim=768)
 SD21 = _published(num_head_channels=64, context_dim=1024, use_linear_in_transformer=True)
 SD21_V = replace(SD21, prediction="v")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .commands import (
     bound,
     check_device,
+    device_of,
     make_hint,
     open_net,
     open_pipeline,
@@ -38,7 +39,8 @@ def generate(arguments: argparse.Namespace) -> None:
 
     if arguments.copies < 1:
         raise CldmError(f"copies is {arguments.copies}, expected a whole number from 1.")
-    check_device(arguments.device)
+    device = device_of(arguments)
+    check_device(device)
     source = open_source(arguments.data)
     writer = DatasetWriter(arguments.out, about=_about(arguments))
     total = len(source) * arguments.copies
@@ -49,7 +51,7 @@ def generate(arguments: argparse.Namespace) -> None:
             for number in range(len(writer), total):
                 pair = source[number // arguments.copies]
                 hint = _hint_of(pair, arguments.annotator, settings.width)
-                steered = typed(to_hint(hint).to(arguments.device), net, arguments)
+                steered = typed(to_hint(hint).to(device), net, arguments)
                 control = bound(Control(net, steered, strength=arguments.strength), pipeline)
                 prompt = pair.prompt if arguments.prompt is None else arguments.prompt
                 (picture,) = pipeline(

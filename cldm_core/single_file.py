@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_unet, read
-from .checkpoint.detect import count_of, shape_of
+from .checkpoint.detect import count_of, shape_of, unet_config
+from .checkpoint.dtypes import without_scales
 from .checkpoint.fit import require_fit, shapes
-from .config import Prediction
+from .checkpoint.load import stored_unet, unet_part
+from .checkpoint.read import read_header
+from .config import Prediction, own_size
 from .encoders import ScaledAutoencoder, TextEncoder, TextModel, in_words
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .pipeline import Pipeline
@@ -78,6 +81,17 @@ def load_pipeline(
         TextEncoder(models),
         prediction or unet.config.prediction,
     )
+
+
+def size_of(path: str | Path, prediction: Prediction | None = None) -> int:
+    """Pixels along the side of the squares that a checkpoint was made for.
+
+    Reads no numbers of a .safetensors file. Raises UnsupportedCheckpoint where there is no UNet.
+    """
+    checkpoint = read_header(path)
+    with _named("UNet", checkpoint.name):
+        state = without_scales(unet_part(checkpoint))
+        return own_size(stored_unet(checkpoint) or unet_config(state), prediction)
 
 
 @contextmanager

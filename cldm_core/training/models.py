@@ -11,7 +11,7 @@ import torch
 from .. import tiny
 from ..checkpoint import load_unet
 from ..checkpoint.read import read_header
-from ..config import UNetConfig
+from ..config import UNetConfig, own_size
 from ..errors import CldmError
 from ..hints import HINT_SCALE
 from ..pipeline import Pipeline
@@ -87,17 +87,11 @@ def resolution_of(config: TrainConfig, unet: UNetConfig) -> int:
     """The side that pictures are trained at; raises CldmError where the UNet can't take it."""
     multiple, side = multiple_of(unet), config.resolution
     if side is None:
-        side = tiny.SIZE if config.base == TINY else _own_size(config, unet)
+        prediction = cast("Prediction | None", config.prediction)
+        side = tiny.SIZE if config.base == TINY else own_size(unet, prediction)
     if side % multiple:
         raise CldmError(
             f"resolution is {side}, expected a multiple of {multiple} for this base model, such as "
             f"{max(1, round(side / multiple)) * multiple}."
         )
     return side
-
-
-def _own_size(config: TrainConfig, unet: UNetConfig) -> int:
-    """What a base was made for: SDXL 1024 pixels, SD 2.1 with v 768, else 512."""
-    if unet.adm_in_channels is not None:
-        return 1024
-    return 768 if (config.prediction or unet.prediction) == "v" else 512

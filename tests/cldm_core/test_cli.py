@@ -1,14 +1,26 @@
 """The command line, end to end with the embedded model."""
 
+import argparse
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from controlnet_pack.cldm_core import CldmError, commands, tiny
-from controlnet_pack.cldm_core.__main__ import main
+from controlnet_pack.cldm_core import (
+    TINY,
+    CldmError,
+    ControlledUNet,
+    UNetConfig,
+    commands,
+    tiny,
+)
+from controlnet_pack.cldm_core.__main__ import main, make_parser
+from controlnet_pack.cldm_core.checkpoint import config_metadata, save
+from controlnet_pack.cldm_core.checkpoint.formats import UNET_PREFIX
 from controlnet_pack.cldm_core.pictures import check_writable, read_picture, write_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,10 +198,65 @@ def test_an_unknown_scheduler_is_told_the_known_ones(capsys: pytest.CaptureFixtu
     assert "dpmpp_2m" in capsys.readouterr().err
 
 
-def test_prediction_is_left_to_the_checkpoint() -> None:
-    from controlnet_pack.cldm_core.__main__ import make_parser
+def sampling(*options: str) -> argparse.Namespace:
+    return make_parser().parse_args(["sample", "a", "b.png", *options])
 
-    assert make_parser().parse_args(["sample", "a", "b.png"]).prediction is None
+
+def test_prediction_is_left_to_the_checkpoint() -> None:
+    assert sampling().prediction is None
+
+
+def test_the_embedded_model_draws_at_its_own_size() -> None:
+    assert commands.settings_of(sampling()).width == tiny.SIZE
+    assert commands.settings_of(sampling("--size", "64")).width == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "side"),
+    [
+        (TINY, (), 512),
+        (TINY, ("--prediction", "v"), 768),
+        (replace(TINY, prediction="v"), (), 768),
+        (replace(TINY, prediction="v"), ("--prediction", "eps"), 512),
+        (replace(TINY, adm_in_channels=32), (), 1024),
+        (TINY, ("--size", "64"), 64),
+    ],
+)
+def test_a_checkpoint_draws_at_its_own_size(
+    tmp_path: Path, config: UNetConfig, options: tuple[str, ...], side: int
+) -> None:
+    path = tmp_path / "model.safetensors"
+    with torch.device("meta"):
+        outline = ControlledUNet(config).state_dict()
+    state = {f"{UNET_PREFIX}{key}": torch.zeros(value.shape) for key, value in outline.items()}
+    save(state, path, config_metadata(config))
+    settings = commands.settings_of(sampling("--checkpoint", str(path), *options))
+    assert (settings.width, settings.height) == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("there", "options", "expected"),
+    [
+        (True, (), ("cuda", torch.float16)),
+        (False, (), ("cpu", torch.float32)),
+        (True, ("--device", "cpu"), ("cpu", torch.float32)),
+        (True, ("--device", "cuda:1"), ("cuda:1", torch.float16)),
+        (False, ("--device", "mps"), ("mps", torch.float32)),
+        (True, ("--dtype", "fp32"), ("cuda", torch.float32)),
+        (False, ("--dtype", "bf16"), ("cpu", torch.bfloat16)),
+    ],
+)
+@pytest.mark.parametrize("command", ["sample", "generate"])
+def test_a_gpu_is_taken_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    there: bool,
+    options: tuple[str, ...],
+    expected: tuple[str, torch.dtype],
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    arguments = make_parser().parse_args([command, "a", "b", *options])
+    assert (commands.device_of(arguments), commands.dtype_of(arguments)) == expected
 
 
 def test_a_late_error_stands_on_a_line_of_its_own(
