@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     *("README.md", "CONTRIBUTING.md", "cldm_core/tiny/README.md"),
     *("docs/annotators.md", "docs/applying.md", "docs/files.md", "docs/hints.md"),
-    "docs/inspector.md",
+    *("docs/inspector.md", "docs/training.md", "benchmarks/README.md"),
 ]
 PARSERS = {
     "cldm_core": core_parser,
@@ -33,9 +33,14 @@ def text(page: str) -> str:
 
 def commands(page: str) -> list[list[str]]:
     """What the page's code blocks call with `python -m MODULE`, split as a shell does."""
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL))
-    lines = blocks.replace("\\\n", " ").splitlines()
-    return [shlex.split(line.partition("python -m ")[2]) for line in lines if "python -m" in line]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text(page), re.MULTILINE | re.DOTALL)
+    shell = "\n".join(block for language, block in blocks if not language)
+    lines = shell.replace("\\\n", " ").splitlines()
+    return [
+        shlex.split(line.partition("python -m ")[2], comments=True)
+        for line in lines
+        if "python -m" in line
+    ]
 
 
 CALLS = [(page, call) for page in PAGES for call in commands(page) if call[0] in PARSERS]
@@ -60,6 +65,19 @@ def test_tables_of_annotators_are_what_their_records_say(page: str, name: str) -
     table = text(page).partition(f"{start}\n")[2].partition(f"\n{end}")[0]
     # Where this fails: python scripts/annotator_table.py
     assert table == annotator_table.TABLES[page][name](ANNOTATORS)
+
+
+def test_a_table_names_what_may_be_used_commercially_by_its_choice() -> None:
+    assert annotator_table.commercial(ANNOTATORS["depth_anything_v2"]) == "only `small`"
+    assert annotator_table.commercial(ANNOTATORS["openpose"]) == "**no**"
+    assert annotator_table.commercial(ANNOTATORS["canny"]) == "yes"
+
+
+def test_the_table_of_weights_is_narrow() -> None:
+    table, _, terms = annotator_table.files(ANNOTATORS).partition("\n\n")
+    rows = [re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row) for row in table.splitlines()]
+    assert max(map(len, rows)) < 110
+    assert "CMU OpenPose: academic or non-profit, non-commercial research only" in terms
 
 
 @pytest.mark.parametrize("page", PAGES)

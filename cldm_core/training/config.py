@@ -37,7 +37,10 @@ class TrainConfig:
         "image folder, a .tar file of webdataset or a folder of them, or circles for drawn ones",
     )
     conditioning: str | None = option(
-        None, DATA, "folder of hints, where pictures lie in a folder; nothing looks for it"
+        None,
+        DATA,
+        "folder of hints, where pictures lie in a folder; nothing looks for conditioning, "
+        "conditioning_images, hints or source, inside or beside it",
     )
     columns: str | None = option(
         None, DATA, "names of a table's columns, such as hint=edges,prompt=caption"

@@ -67,9 +67,9 @@ def table() -> str:
         if one.group != group:
             group = one.group
             lines += ["", f"### {group.capitalize()}", ""]
-            lines += ["| option | usual | values | what it is |", "|---|---|---|---|"]
-        usual = "" if one.default is None else yaml.safe_dump(one.default).split("\n")[0]
-        lines.append(f"| `{one.name}` | {usual} | {one.expected} | {one.help} |")
+            lines += ["| option | default | values | what it is |", "|---|---|---|---|"]
+        default = "" if one.default is None else yaml.safe_dump(one.default).split("\n")[0]
+        lines.append(f"| `{one.name}` | {default} | {one.expected} | {one.help} |")
     return "\n".join(lines).strip()
 
 
