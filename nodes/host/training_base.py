@@ -18,10 +18,11 @@ from torch import Tensor
 
 from ...cldm_core import CldmError, ControlledUNet
 from ...cldm_core.pipeline import Pipeline
-from ...cldm_core.training.encoding import SizeCondition, fingerprint
+from ...cldm_core.training.encoding import SizeCondition
 from ...cldm_core.training.models import FULL_GUIDANCE, TINY_GUIDANCE, Base
 from .checks import unet_config_of
 from .interrupts import Interrupts
+from .model_keys import key_of
 from .weights import BaseModelWeights
 
 TINY_CONTEXT = 128
@@ -38,8 +39,9 @@ class HostEncoders:
     def __init__(self, model: Any, clip: Any, vae: Any) -> None:
         self.model, self.clip, self.vae = model, clip, vae
         self.interrupts = Interrupts()
-        parts = (vae.first_stage_model, clip.cond_stage_model)
-        self.key = "host-" + "-".join(fingerprint(part) for part in parts)
+        latent = model.model.latent_format
+        scaled = f"{type(latent).__name__}-{latent.scale_factor}"
+        self.key = f"host-{key_of(vae.patcher)}-{scaled}-{key_of(clip.patcher)}-{clip.layer_idx}"
         self.sized = unet_config_of(model.model).adm_in_channels is not None
 
     def latents(self, pictures: Tensor) -> Tensor:

@@ -462,3 +462,13 @@ def test_what_a_model_predicts_is_told_by_its_sampling(found) -> None:
         "EDM": "refused",
         "CONST": "refused",
     }
+
+
+def test_what_other_models_encoded_is_not_taken_from_the_cache(found) -> None:
+    same, _ = found("keys")
+    assert same == []
+
+
+def test_whether_the_host_has_put_a_lora_in_is_nothing_to_the_cache(found) -> None:
+    _, loaded = found("keys")
+    assert loaded == {"plain": True, "LoRA": True}

@@ -7,9 +7,11 @@ import traceback
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.append(str(Path(__file__).parent))
 
+import comfy.latent_formats as latents
 import comfy.model_sampling
 import torch
 from world import bytes_held, sentence
@@ -131,6 +133,28 @@ def no_accelerate():
         del vae.encode
 
 
+def keys():
+    """Of which other encoders the key in caches is that of the plain ones."""
+    weights = clip.cond_stage_model.state_dict()
+    name = next(key for key in weights if "mlp.fc1.weight" in key)
+    skipped, patched = clip.clone(), clip.clone()
+    skipped.clip_layer(-2)
+    patched.add_patches({name: (torch.ones_like(weights[name]),)})
+    own = model.model
+    sd15 = SimpleNamespace(model_config=own.model_config, latent_format=latents.SD15())
+
+    def key(clip=clip, model=model):
+        return base.HostEncoders(model, clip, vae).key
+
+    plain, lora = key(), key(patched)
+    different = {"layer": key(skipped), "LoRA": lora}
+    different["latent format"] = key(model=SimpleNamespace(model=sd15))
+    with torch.inference_mode():
+        base.HostEncoders(model, patched, vae).texts(["a hut"], [None])
+    loaded = {"plain": key() == plain, "LoRA": key(patched) == lora}
+    return [what for what, other in different.items() if other == plain], loaded
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -163,5 +187,6 @@ def answer(case):
         return {"failed": traceback.format_exc()}
 
 
-cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate, predictions)
+cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
+cases += (predictions, keys)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
