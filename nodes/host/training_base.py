@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...cldm_core import CldmError, ControlledUNet
+from ...cldm_core.diffusion import NoiseSchedule
 from ...cldm_core.pipeline import Pipeline
 from ...cldm_core.training.encoding import SizeCondition
 from ...cldm_core.training.models import FULL_GUIDANCE, TINY_GUIDANCE, Base
@@ -27,6 +28,8 @@ from .weights import BaseModelWeights
 
 TINY_CONTEXT = 128
 """Width of the embedded model's text, which wants a gentler guidance."""
+SAME_NOISE = 0.01
+"""By which share sigmas may differ that are meant to be the same."""
 
 
 class HostEncoders:
@@ -152,9 +155,13 @@ def _told(size: SizeCondition) -> dict[str, int]:
 def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
     """The host's model to train a net on, its UNet copied in `dtype`, with the MODEL's LoRAs.
 
-    Raises FamilyMismatch where it is no picture UNet.
+    Raises FamilyMismatch where it is no picture UNet, and CldmError where it was made for other
+    targets or another noise than training has.
     """
     config = unet_config_of(model.model)
+    sampling = model.get_model_object("model_sampling")
+    prediction = prediction_of(sampling)
+    require_schedule(sampling)
     comfy.model_management.load_models_gpu([model])
     weight = BaseModelWeights(model.model.diffusion_model)
     with torch.inference_mode(False):
@@ -163,12 +170,11 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
         state = {key: weight(key).to("cpu", dtype, copy=True) for key in unet.state_dict()}
         unet.load_state_dict(state, assign=True)
     encoders = HostEncoders(model, clip, vae)
-    sampling = model.get_model_object("model_sampling")
     pipeline = Pipeline(
         unet.requires_grad_(False).eval(),
         encoders,
         PromptEncoder(encoders),
-        prediction=prediction_of(sampling),
+        prediction=prediction,
         scheduler_maker=lambda *_: HostScheduler(sampling),
     )
     return Base(
@@ -188,3 +194,17 @@ def prediction_of(sampling: Any) -> Literal["eps", "v"]:
         "This model predicts neither noise nor velocity, and training knows no other kind: take a "
         "model of the kinds SD 1.5, SD 2.1 or SDXL."
     )
+
+
+def require_schedule(sampling: Any) -> None:
+    """Raises CldmError where the host adds noise in other shares than training does."""
+    share = NoiseSchedule().alphas_cumprod()
+    wanted = ((1 - share) / share).sqrt()
+    found = sampling.sigmas.double().cpu()
+    if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=SAME_NOISE):
+        raise CldmError(
+            f"This model has a noise schedule of its own ({len(found)} steps up to a sigma of "
+            f"{found.max():.5g}), and training knows Stable Diffusion's alone ({len(wanted)} up to "
+            f"{wanted.max():.5g}): take a model without zero terminal SNR or EDM, or remove the "
+            f"node that sets the sampling."
+        )

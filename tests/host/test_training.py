@@ -472,3 +472,14 @@ def test_what_other_models_encoded_is_not_taken_from_the_cache(found) -> None:
 def test_whether_the_host_has_put_a_lora_in_is_nothing_to_the_cache(found) -> None:
     _, loaded = found("keys")
     assert loaded == {"plain": True, "LoRA": True}
+
+
+@pytest.mark.parametrize(("schedule", "largest"), [("zero terminal SNR", "4518.8"), ("EDM", "120")])
+def test_a_model_of_another_noise_schedule_is_refused(found, schedule, largest) -> None:
+    told = found("schedules")
+    assert told["SD"] == ""
+    assert told[schedule] == (
+        f"CldmError: This model has a noise schedule of its own (1000 steps up to a sigma of "
+        f"{largest}), and training knows Stable Diffusion's alone (1000 up to 14.615): take a "
+        f"model without zero terminal SNR or EDM, or remove the node that sets the sampling."
+    )

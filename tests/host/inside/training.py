@@ -155,6 +155,23 @@ def keys():
     return [what for what, other in different.items() if other == plain], loaded
 
 
+def schedules():
+    """What is told of a MODEL by its noise schedule; nothing where it can be trained on."""
+    kinds = comfy.model_sampling
+
+    def told(schedule, *settings):
+        sampling = type("Sampling", (schedule, kinds.V_PREDICTION), {})(*settings)
+        other = model.clone()
+        other.add_object_patch("model_sampling", sampling)
+        return sentence(lambda: base.base_of(other, clip, vae, torch.float32))
+
+    return {
+        "SD": told(kinds.ModelSamplingDiscrete),
+        "zero terminal SNR": told(kinds.ModelSamplingDiscrete, None, True),
+        "EDM": told(kinds.ModelSamplingContinuousEDM),
+    }
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -188,5 +205,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys)
+cases += (predictions, keys, schedules)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
