@@ -27,6 +27,7 @@ from ...cldm_core.training.sources import Source
 from .applied import show_text
 from .files import new_controlnet_path
 from .interrupts import Interrupts, Uninterrupted, checked_progress
+from .training_runs import run_folder, run_name
 
 PREVIEW = 512
 
@@ -136,6 +137,8 @@ def train(
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
     reports = NodeReports(folder, plan, node, interrupts)
+    if folder != run_folder(name, resume=True):
+        reports.say(f"There is a run {name} already: this one is {run_name(folder)}.")
     try:
         fitted = fit(
             plan.trainable,
@@ -154,7 +157,10 @@ def train(
     finally:
         reports.close()
     if fitted.stopped:
-        reports.say(f"Saved at step {fitted.step}: queue it again with resume on, and it goes on.")
+        reports.say(
+            f"Saved at step {fitted.step}: set name to {run_name(folder)} and resume on, queue it "
+            f"again, and it goes on."
+        )
         interrupts.end()
     net = _published(fitted, name)
     interrupts.check()

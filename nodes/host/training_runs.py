@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...cldm_core import CldmError
 from ...cldm_core.pictures import read_picture
+from ...cldm_core.training.checkpoints import PREFIX
 from ...cldm_core.training.history import FILE as HISTORY
 from ...cldm_core.training.reports import PLOT, SHEET
 from .training_data import to_images
@@ -20,17 +21,31 @@ RUNS = "controlnet_training"
 def run_folder(name: str, *, resume: bool = False) -> Path:
     """The folder of a run below the host's output folder; raises CldmError for a bad name.
 
-    Where one of this name is there and isn't to be gone on with, it gets a number.
+    Where one of this name is there and isn't to be gone on with, it gets a number. A folder that
+    holds nothing but encoded pictures, as of a run that ended before its first step, is free.
     """
-    root = (Path(folder_paths.get_output_directory()) / RUNS).resolve()
+    root = _root()
     wanted = (root / name.strip()).resolve()
     if wanted == root or not wanted.is_relative_to(root):
         raise CldmError(f"The run can't be called {name!r}: give a name, as for a file.")
     folder, number = wanted, 1
-    while not resume and folder.exists():
+    while not resume and _holds_run(folder):
         number += 1
         folder = wanted.with_name(f"{wanted.name}_{number}")
     return folder
+
+
+def run_name(folder: Path) -> str:
+    """What to give as the name to mean a run's folder."""
+    return folder.relative_to(_root()).as_posix()
+
+
+def _root() -> Path:
+    return (Path(folder_paths.get_output_directory()) / RUNS).resolve()
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / HISTORY).exists() or any((folder / "checkpoints").glob(f"{PREFIX}*"))
 
 
 def named_run(name: str) -> Path:

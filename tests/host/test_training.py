@@ -171,7 +171,9 @@ def test_the_file_says_what_it_was_trained_by(scored, host: HostServer) -> None:
 def test_a_second_run_of_a_name_leaves_the_first_as_it_is(scored, host: HostServer, client) -> None:
     before = saved(net_file(host, "scored"))
     result = run(client, training(name="scored", seed=1, steps=1))
-    assert "Saved as scored_2.safetensors." in result.texts(TRAIN)[0]
+    (text,) = result.texts(TRAIN)
+    assert "There is a run scored already: this one is scored_2." in text
+    assert "Saved as scored_2.safetensors." in text
     assert run_folder(host, "scored_2").is_dir()
     after = saved(net_file(host, "scored"))
     assert all(np.array_equal(after[key], value) for key, value in before.items())
@@ -197,7 +199,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(host, client)
     (checkpoint,) = (run_folder(host, "cut") / "checkpoints").glob("step-*")
     step = int(checkpoint.name.removeprefix("step-"))
     assert 3 <= step < LONG
-    assert f"Saved at step {step}:" in stopped.applied[TRAIN][-1]
+    assert f"Saved at step {step}: set name to cut and resume on" in stopped.applied[TRAIN][-1]
     assert not net_file(host, "cut").exists()
 
     result = run(client, training(name="cut", steps=LONG, resume=True))
@@ -206,6 +208,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_it_had_not_been(host, client)
     resumed, whole = saved(net_file(host, "cut")), saved(net_file(host, "whole"))
     assert resumed.keys() == whole.keys()
     assert [key for key in whole if not np.array_equal(resumed[key], whole[key])] == []
+
+
+def test_an_interrupted_second_run_of_a_name_says_how_to_go_on(host, client) -> None:
+    run(client, training(name="twice", steps=1))
+    stopped = cut(client, training(name="twice", steps=LONG))
+    assert "set name to twice_2 and resume on" in stopped.applied[TRAIN][-1]
+    result = run(client, training(name="twice_2", steps=LONG, resume=True))
+    assert "Going on from step" in result.texts(TRAIN)[0]
 
 
 def test_an_interrupt_in_an_evaluation_saves_too(host, client) -> None:
@@ -483,3 +493,8 @@ def test_a_model_of_another_noise_schedule_is_refused(found, schedule, largest) 
         f"{largest}), and training knows Stable Diffusion's alone (1000 up to 14.615): take a "
         f"model without zero terminal SNR or EDM, or remove the node that sets the sampling."
     )
+
+
+def test_a_folder_is_taken_by_a_history_or_checkpoints_alone(found) -> None:
+    taken = {"history.jsonl": True, "checkpoints/step-00000002": True}
+    assert found("folders") == {"cache": False, **taken}

@@ -172,6 +172,18 @@ def schedules():
     }
 
 
+def folders():
+    """Which folders of a name a new run leaves alone, by what is in them."""
+    runs = pack("nodes.host.training_runs")  # noqa: F821
+
+    def left(place):
+        folder = runs.run_folder(place.replace("/", "_"))
+        (folder / place).mkdir(parents=True)
+        return runs.run_folder(folder.name) != folder
+
+    return {place: left(place) for place in ("cache", "history.jsonl", "checkpoints/step-00000002")}
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -205,5 +217,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys, schedules)
+cases += (predictions, keys, schedules, folders)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
