@@ -78,6 +78,7 @@ class NodeReports(Reports):
         show_text(self._node, self.text)
 
     def show(self, evaluation: Evaluation) -> None:
+        _unload()
         super().show(evaluation)
         if evaluation.pictures:
             self._preview = ("JPEG", Image.fromarray(evaluation.pictures[0]), PREVIEW)
@@ -93,6 +94,12 @@ class NodeReports(Reports):
     def advance(self, step: int, steps: int) -> None:
         """For `fit`: a step is done."""
         self._interrupts.through(self._bar.update_absolute, step, steps, self._preview)
+
+
+def _unload() -> None:
+    """Has the host give the GPU's memory back; what is needed again it loads again."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     # Encoded once, so that the host's models needn't stay beside those that train.
     plan.batches.fill_cache(checked_progress(interrupts))
-    comfy.model_management.unload_all_models()
-    comfy.model_management.soft_empty_cache()
+    _unload()
     reports = NodeReports(folder, plan, node, interrupts)
     if folder != run_folder(name, resume=True):
         reports.say(f"There is a run {name} already: this one is {run_name(folder)}.")

@@ -498,3 +498,7 @@ def test_a_model_of_another_noise_schedule_is_refused(found, schedule, largest) 
 def test_a_folder_is_taken_by_a_history_or_checkpoints_alone(found) -> None:
     taken = {"history.jsonl": True, "checkpoints/step-00000002": True}
     assert found("folders") == {"cache": False, **taken}
+
+
+def test_the_models_that_evaluate_do_not_stay_loaded(found) -> None:
+    assert found("unloaded") == {"1": [], "2": []}

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 sys.path.append(str(Path(__file__).parent))
 
 import comfy.latent_formats as latents
+import comfy.model_management
 import comfy.model_sampling
 import torch
 from world import bytes_held, sentence
@@ -184,6 +185,23 @@ def folders():
     return {place: left(place) for place in ("cache", "history.jsonl", "checkpoints/step-00000002")}
 
 
+def unloaded():
+    """The host's models that stay loaded while a run trains, by its steps."""
+    seen, advance = {}, training.NodeReports.advance
+
+    def noted(self, step, steps):
+        loaded = comfy.model_management.current_loaded_models
+        seen[str(step)] = [type(one.model.model).__name__ for one in loaded]
+        return advance(self, step, steps)
+
+    training.NodeReports.advance = noted
+    try:
+        run("unloaded", evaluate_every=1, more="held_out: 2\nsample_steps: 2")
+    finally:
+        training.NodeReports.advance = advance
+    return seen
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -217,5 +235,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys, schedules, folders)
+cases += (predictions, keys, schedules, folders, unloaded)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
