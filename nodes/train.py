@@ -133,13 +133,20 @@ class TrainControlNet(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         from ..cldm_core.training.models import unet_type
+        from .host.model_keys import base_name
         from .host.training import train, with_decoder
         from .host.training_base import base_of
         from .host.training_runs import run_folder, run_pictures
         from .host.training_settings import config_of
 
         own = {**settings, "lr": learning_rate, "out": str(run_folder(name, resume=resume))}
-        config = config_of(own, more, circles=dataset.circles, annotator=dataset.annotator)
+        config = config_of(
+            own,
+            more,
+            base=base_name(model),
+            circles=dataset.circles,
+            annotator=dataset.annotator,
+        )
         base = base_of(model, clip, vae, unet_type(config))
         trained = train(
             base,

@@ -21,6 +21,11 @@ def key_of(patcher: Any, prefix: str = "") -> str:
     return fingerprint(_Given(patcher, prefix))
 
 
+def base_name(model: Any) -> str:
+    """What the record of a run calls its MODEL: the host's kind of it, and its UNet's key."""
+    return f"{type(model.model.model_config).__name__}-{key_of(model, 'diffusion_model.')}"
+
+
 @dataclass(frozen=True)
 class _Given:
     """A model as its file and the graph gave it, in the form that `fingerprint` reads."""

@@ -23,16 +23,17 @@ ELSEWHERE = {
 
 
 def config_of(
-    settings: Mapping[str, Any], more: str, *, circles: bool, annotator: str | None
+    settings: Mapping[str, Any], more: str, *, base: str, circles: bool, annotator: str | None
 ) -> TrainConfig:
     """All settings of a run; those of the box count more.
 
-    circles: whether the pairs are drawn ones; annotator: the name of what makes their hints. Raises
-    CldmError for what is unknown, wrong, or set elsewhere.
+    base: what the run's record calls the MODEL; circles: whether the pairs are drawn ones;
+    annotator: the name of what makes their hints. Raises CldmError for what is unknown, wrong, or
+    set elsewhere.
     """
     config = TrainConfig.of({**settings, **_further(more)})
     # What there is beside drawn circles has no name that the command line knows.
-    config = replace(config, data=CIRCLES if circles else "the graph's")
+    config = replace(config, base=base, data=CIRCLES if circles else "the graph's")
     if config.score is None and config.evaluate_every and annotator is not None:
         config = replace(config, score=score_for(f"annotators:{annotator}").name)
     return config

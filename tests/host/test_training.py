@@ -502,3 +502,9 @@ def test_a_folder_is_taken_by_a_history_or_checkpoints_alone(found) -> None:
 
 def test_the_models_that_evaluate_do_not_stay_loaded(found) -> None:
     assert found("unloaded") == {"1": [], "2": []}
+
+
+def test_a_run_is_bound_to_its_model(found) -> None:
+    base, told = found("other_base")
+    assert base.startswith("TinyModel-")
+    assert f"was started with base {base} (now TinyModel-" in told

@@ -202,6 +202,17 @@ def unloaded():
     return seen
 
 
+def other_base():
+    """What a run's record calls its MODEL, and what is told where it goes on upon another."""
+    output = run("based", steps=1)
+    about = json.loads(output.args[0].source.metadata["cldm_core.training"])
+    patched = model.clone()
+    own = model.model.diffusion_model.state_dict()[KEY]
+    patched.add_patches({f"diffusion_model.{KEY}": (torch.ones_like(own) / 50,)})
+    told = sentence(lambda: run("based", patched, resume=True))
+    return about["config"]["base"], told
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -235,5 +246,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys, schedules, folders, unloaded)
+cases += (predictions, keys, schedules, folders, unloaded, other_base)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
