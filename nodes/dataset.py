@@ -147,10 +147,10 @@ class ControlDataset(io.ComfyNode):
         """Folders change behind the host's back; None where a text comes from another node."""
         if data is None or data.strip() == CIRCLES:
             return CIRCLES
-        from .host.training_data import open_pairs
+        from .host.training_data import open_pairs, pairs_stamp
 
         try:
-            return open_pairs(data, conditioning or "", columns or "").stamp()
+            return pairs_stamp(open_pairs(data, conditioning or "", columns or ""))
         except CldmError as error:  # told where the node runs
             return str(error)
 

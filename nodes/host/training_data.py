@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from ...cldm_core.training.circles import CirclePairs
 from ...cldm_core.training.config import named_columns
 from ...cldm_core.training.dataset_writer import DatasetWriter
 from ...cldm_core.training.doctor import check
+from ...cldm_core.training.draws import permutation
 from ...cldm_core.training.pairs import Pair, held_picture
 from ...cldm_core.training.plan import Maker, cut_pair, maker_for
 from ...cldm_core.training.sources import Source, open_source
@@ -71,6 +73,26 @@ def _place(name: str, what: str) -> Path:
             f"output folder."
         )
     return found[0]
+
+
+def pairs_stamp(source: Source) -> str:
+    """A text that is another one once pairs have changed that the report looks at."""
+    parts = [source.stamp()]
+    if source.shards is None:  # whose stamp tells of changed files too
+        looked_at = permutation(len(source), "doctor")[:LOOKED_AT]
+        parts += [_pair_stamp(source, int(index)) for index in looked_at]
+        parts += source.strays()
+    text = "\n".join(parts)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _pair_stamp(source: Source, index: int) -> str:
+    try:
+        pair = source[index]
+        files = [one.stamp() for one in (pair.target, pair.hint) if one is not None]
+    except CldmError as error:
+        return str(error)
+    return "|".join((pair.name, pair.prompt, *files))
 
 
 def look_through(source: Source, annotator: Maker | None, side: int) -> tuple[str, Tensor, Tensor]:

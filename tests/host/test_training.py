@@ -508,3 +508,10 @@ def test_a_run_is_bound_to_its_model(found) -> None:
     base, told = found("other_base")
     assert base.startswith("TinyModel-")
     assert f"was started with base {base} (now TinyModel-" in told
+
+
+@pytest.mark.parametrize(
+    "changed", ["picture of a table", "a.png", "a.txt", "hints/a.png", "stray"]
+)
+def test_pairs_that_were_changed_are_looked_at_anew(found, changed: str) -> None:
+    assert found("stamps")[changed]

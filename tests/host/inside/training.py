@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent))
 import comfy.latent_formats as latents
 import comfy.model_management
 import comfy.model_sampling
+import folder_paths
 import torch
 from world import bytes_held, sentence
 
@@ -213,6 +214,28 @@ def other_base():
     return about["config"]["base"], told
 
 
+def stamps():
+    """After which changes Control Dataset looks at a folder or a table anew."""
+    place = Path(folder_paths.get_input_directory()) / "stamped"
+    row = json.dumps({"file_name": "a.png", "text": "a hut"})
+    files = ("a.png", "a.txt", "hints/a.png", "hints/stray.png")
+    for name, text in {**dict.fromkeys(files, "before"), "table.jsonl": row}.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+
+    def seen(name, opened=place):
+        stamps = [data.ControlDataset.fingerprint_inputs(data=str(opened)) for _ in range(2)]
+        (place / name).write_text(f"changed in {opened.name}")
+        stamps.append(data.ControlDataset.fingerprint_inputs(data=str(opened)))
+        return stamps[0] == stamps[1] != stamps[2]
+
+    found = {"picture of a table": seen("a.png", place / "table.jsonl")}
+    found.update({name: seen(name) for name in files[:3]})
+    before = data.ControlDataset.fingerprint_inputs(data=str(place))
+    (place / files[3]).unlink()
+    return {**found, "stray": data.ControlDataset.fingerprint_inputs(data=str(place)) != before}
+
+
 def predictions():
     """By the name of the host's class what is trained for."""
 
@@ -246,5 +269,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys, schedules, folders, unloaded, other_base)
+cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
