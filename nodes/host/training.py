@@ -46,7 +46,6 @@ class NodeReports(Reports):
         self._steps, self._node = plan.config.steps, node
         self._lines = {"loss": "", "score": "", "convergence": ""}
         self._evaluated: int | None = None
-        self._preview: tuple[str, Any, int] | None = None
 
     def note(self, step: int, **numbers: Any) -> None:
         super().note(step, **numbers)
@@ -81,8 +80,8 @@ class NodeReports(Reports):
         _unload()
         super().show(evaluation)
         if evaluation.pictures:
-            self._preview = ("JPEG", Image.fromarray(evaluation.pictures[0]), PREVIEW)
-            self.advance(self._bar.current, self._steps)
+            preview = ("JPEG", Image.fromarray(evaluation.pictures[0]), PREVIEW)
+            self._shown(self._bar.current, self._steps, preview)
 
     def plot(self) -> None:
         """Draws the plot, or says why it can't be drawn: a run goes on without."""
@@ -93,7 +92,11 @@ class NodeReports(Reports):
 
     def advance(self, step: int, steps: int) -> None:
         """For `fit`: a step is done."""
-        self._interrupts.through(self._bar.update_absolute, step, steps, self._preview)
+        self._shown(step, steps)
+
+    def _shown(self, step: int, steps: int, preview: tuple[str, Any, int] | None = None) -> None:
+        """Moves the bar; the host keeps a preview until the next one comes."""
+        self._interrupts.through(self._bar.update_absolute, step, steps, preview)
 
 
 def _unload() -> None:
