@@ -246,6 +246,8 @@ class Session:
                     f"choose the settings that the run was started with, or another folder."
                 )
         self.accelerator.load_state(str(saved.folder))
+        # A checkpoint lies between two steps, however many batches made those before it.
+        self.accelerator.step = 0
         with torch.no_grad():
             for weights, tensors in stored:
                 for key, value in weights.items():

@@ -17,6 +17,7 @@ import pytest
 
 from controlnet_pack.cldm_core import CldmError, DamagedCheckpoint
 from controlnet_pack.cldm_core.checkpoint.read import read
+from controlnet_pack.cldm_core.training.batches import Batch
 from controlnet_pack.cldm_core.training.checkpoints import MANIFEST, Checkpoints
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import Fitted, fit
@@ -103,6 +104,32 @@ def test_a_finished_run_is_resumed_to_its_end(whole: Path, tmp_path: Path) -> No
 def test_more_steps_can_be_asked_for_later(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
     assert run(tmp_path, steps=4, resume=True).step == 4
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 8)])
+def test_a_run_that_goes_on_with_another_accumulation_learns(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    run(tmp_path, stop_at=3, accumulation=before, save_every=1)
+    run(tmp_path, resume=True, accumulation=after, save_every=1)
+    states = [state_of(tmp_path, step) for step in (3, 4, 5)]
+    assert not same(*states[:2])
+    assert not same(*states[1:])
+
+
+def test_a_run_that_failed_between_two_batches_of_a_step_goes_on_as_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    def spoil(index: int, batch: Batch) -> Batch:
+        if index == 5:
+            raise CldmError("There is no file a.png.")
+        return batch
+
+    with pytest.raises(CldmError, match="from step 2"):
+        run(tmp_path / "one", batches=SmallBatches(spoil=spoil), accumulation=2, save_every=100)
+    run(tmp_path / "one", resume=True, accumulation=2)
+    run(tmp_path / "two", accumulation=2)
+    assert same(state_of(tmp_path / "one", 6), state_of(tmp_path / "two", 6))
 
 
 def test_resume_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
