@@ -122,7 +122,7 @@ def fit(
                 _refuse(session, parts, step, saved)
             session.optimizer.step()
             session.optimizer.zero_grad()
-            skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+            skipped = skipped + 1 if session.left_out(norm) else 0
             session.ema.update(step)
 
             step += 1

@@ -160,6 +160,13 @@ class Session:
         seen = loss if self.accelerator.scaler is not None else loss + norm
         return bool(torch.isfinite(seen))
 
+    def left_out(self, norm: Tensor) -> bool:
+        """Whether the loss scale of fp16 leaves a step with gradients of this norm out.
+
+        accelerate only knows whether the optimizer was called, and a fused one is called always.
+        """
+        return self.accelerator.scaler is not None and not bool(torch.isfinite(norm))
+
     def sound(self) -> bool:
         """Whether all trained weights are finite numbers."""
         return all(bool(torch.isfinite(weight).all()) for weight in self.weights.values())

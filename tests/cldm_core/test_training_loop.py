@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from controlnet_pack.cldm_core import CldmError, NoiseSchedule, load_control, lo
 from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.training import min_snr, training_loss
 from controlnet_pack.cldm_core.training.batches import Batch
+from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.ema import Ema
 from controlnet_pack.cldm_core.training.evaluate import Evaluation
 from controlnet_pack.cldm_core.training.history import History
-from controlnet_pack.cldm_core.training.loop import Fitted, fit
+from controlnet_pack.cldm_core.training.loop import SKIPPED_AT_MOST, Fitted, fit
 from controlnet_pack.cldm_core.training.noise import draw
 from controlnet_pack.cldm_core.training.optimizers import learning_rate, make_optimizer
 from controlnet_pack.cldm_core.training.saving import TRAINING_KEY
 from controlnet_pack.cldm_core.training.scores import SCORES
+from controlnet_pack.cldm_core.training.session import opened
 
 from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
 
@@ -330,6 +333,23 @@ def test_infinite_gradients_of_fp16_are_left_to_its_loss_scale(tmp_path: Path) -
     state = state_of(tmp_path, 6)
     assert len(norms) == 6
     assert all(value.isfinite().all() for value in state.values())
+
+
+def test_a_loss_scale_that_leaves_all_steps_out_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def scaled(config: TrainConfig) -> Iterator[Any]:
+        with opened(config) as accelerator:
+            accelerator.scaler = torch.amp.GradScaler("cpu")  # as on a GPU
+            yield accelerator
+
+    monkeypatch.setattr("controlnet_pack.cldm_core.training.loop.opened", scaled)
+    trainable = small_trainable()
+    trainable.parameters()[0].register_hook(lambda gradient: gradient * math.inf)
+    config = small_config(tmp_path, steps=SKIPPED_AT_MOST + 8, precision="fp16", save_every=100)
+    with pytest.raises(CldmError, match="is no finite number"):
+        fit(trainable, SmallBatches(), config, out=tmp_path)
 
 
 def test_8_bits_need_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
