@@ -98,7 +98,7 @@ def fit(
             if step > saved and (stopping or _due(step, config)):
                 session.save(step, watcher.facts(step))
                 saved = step
-            if not stopping and watcher.due(step):
+            if not stopping and watcher.due(step) and not any(session.agreed(watcher.knows(step))):
                 saved = _evaluate(session, watcher, step, saved, out)
             if stopping or step >= config.steps:
                 break

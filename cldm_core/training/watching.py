@@ -62,9 +62,13 @@ class Watcher:
     def due(self, step: int) -> bool:
         """Whether to evaluate before the step that follows this many steps."""
         every = self.config.evaluate_every
-        if self.evaluator is None or not every or step in self._scores:
+        if self.evaluator is None or not every:
             return False
         return step % every == 0 or step == self.config.steps
+
+    def knows(self, step: int) -> bool:
+        """Whether this step was evaluated already; of several processes the first alone knows."""
+        return step in self._scores
 
     def evaluate(self, net: nn.Module, step: int) -> bool:
         """Samples and scores; says whether it is the best so far."""

@@ -56,6 +56,13 @@ def test_the_wish_of_one_stops_both(together: Path) -> None:
         assert steps == ["step-00000001", "step-00000002"]
 
 
+def test_two_processes_go_on_where_they_evaluated(together: Path) -> None:
+    history = History(together / "evaluated")
+    assert [step for step, _ in history.mappings("zero_norms")] == [0, 2, 4, 6]
+    assert len([row for row in history.read() if "zero_norms" in row]) == 4
+    assert (together / "evaluated" / "checkpoints" / "step-00000006").exists()
+
+
 def test_one_bad_pair_stops_both_and_is_named_by_both(together: Path) -> None:
     said = [(together / f"refused-{rank}").read_text() for rank in range(2)]
     assert said[0] == said[1]

@@ -15,12 +15,15 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import tests.conftest  # noqa: F401  loads the pack
 from controlnet_pack.cldm_core import CldmError
 from controlnet_pack.cldm_core.training.checkpoints import Checkpoints
+from controlnet_pack.cldm_core.training.evaluate import Evaluation
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import fit
+from controlnet_pack.cldm_core.training.scores import SCORES
 from tests.cldm_core.training_runs import SmallBatches, small_config, small_trainable
 
 LONG = {"steps": 12, "save_every": 1, "keep": 2}
@@ -69,6 +72,12 @@ def together(out: Path) -> None:
         fit(small_trainable(), batches, small_config(out / "bad"), out=out / "bad")
     except CldmError as error:
         (out / f"refused-{rank}").write_text(str(error))
+    for steps in (4, 6):
+        evaluated = small_config(out / "evaluated", steps=steps, evaluate_every=2)
+        fit(
+            small_trainable(), SmallBatches(2, rank, 2), evaluated, out=out / "evaluated",
+            history=History(out / "evaluated"), evaluator=Unscored(), resume=True,
+        )  # fmt: skip
     for name, options, settings in VARIANTS:
         config = small_config(out / name, accumulation=2, steps=3, save_every=1, **settings)
         history = History(out / name)
@@ -79,6 +88,15 @@ def together(out: Path) -> None:
             trainable, batches, config, out=out / name, history=history,
             stop=lambda stop=stop: bool(stop) and stop.pop(0),
         )  # fmt: skip
+
+
+class Unscored:
+    """An evaluator that samples nothing."""
+
+    score = SCORES["edge_f1"]
+
+    def __call__(self, net: nn.Module, step: int) -> Evaluation:
+        return Evaluation(step, None, (), ())
 
 
 VARIANTS = (
