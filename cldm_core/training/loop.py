@@ -34,6 +34,8 @@ log = logging.getLogger("cldm_core")
 
 Say = Callable[[str], None]
 LAST, BEST = "last.safetensors", "best.safetensors"
+EVALUATED = "evaluated"
+"""The fact of a checkpoint that all is written of the evaluation of its step."""
 SCHEDULE = NoiseSchedule()
 NAMED_AT_MOST = 16
 SKIPPED_AT_MOST = 32
@@ -146,7 +148,8 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
         )
     require_room(folder.parent, session.config, resume=resume)
     saved = session.resume(say) if resume else None
-    watcher.start(None if saved is None else saved.step)
+    evaluated = saved is not None and EVALUATED in saved.facts
+    watcher.start(None if saved is None else saved.step, evaluated=evaluated)
     if saved is not None:
         say(f"Going on from step {saved.step}, of the checkpoint {saved.folder}.")
     elif session.accelerator.is_main_process:
@@ -232,12 +235,12 @@ def _evaluate(session: Session, watcher: Watcher, step: int, saved: int, out: Pa
     (better,) = session.agreed(better)
     facts = watcher.facts(step)
     if step > saved and better:
-        session.save(step, facts)
+        session.save(step, {})
         saved = step
-    elif step:
-        session.annotate(step, facts)
     if step and better:
         session.save_net(out / BEST, step, facts)
+    # At the end: a run that is cut off before this goes on with this evaluation.
+    session.annotate(step, {**facts, EVALUATED: True})
     return saved
 
 

@@ -47,13 +47,16 @@ class Watcher:
         self._losses: list[float] = []
         self._since = time.monotonic()
 
-    def start(self, step: int | None) -> None:
-        """Goes on from a step, or anew from None: what was noted after it is dropped."""
+    def start(self, step: int | None, *, evaluated: bool) -> None:
+        """Goes on from a step, or anew from None: what was noted after it is dropped.
+
+        evaluated: whether all was written of the evaluation of that step; else it is done again.
+        """
         if self.history is None:
             return
         self.history.rewind(-1 if step is None else step)
         for row in self.history.read():
-            if "zero_norms" in row:
+            if "zero_norms" in row and (evaluated or row["step"] != step):
                 self._scores[row["step"]] = score = row.get("adherence")
                 if score is not None:
                     self._is_best(score)

@@ -32,11 +32,13 @@ from controlnet_pack.cldm_core.training.session import opened
 
 from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
 
+GIVEN = ("evaluator", "stop", "shown", "resume")
+
 
 def run(out: Path, *, batches: SmallBatches | None = None, **options: Any) -> Fitted:
     kinds = ("sd_locked", "only_mid_control")
     settings = {name: options[name] for name in kinds if name in options}
-    given = {name: options.pop(name) for name in ("evaluator", "stop") if name in options}
+    given = {name: options.pop(name) for name in GIVEN if name in options}
     trainable = small_trainable(options.get("kind", "controlnet"), **settings)
     config = small_config(out, **options)
     return fit(trainable, batches or SmallBatches(), config, out=out, history=History(out), **given)
@@ -220,6 +222,23 @@ def test_a_resumed_run_knows_what_was_best_and_evaluates_nothing_twice(tmp_path:
     )  # fmt: skip
     assert scores.asked == [6]
     assert fitted.score == 0.9
+
+
+def test_an_evaluation_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
+    options = {"evaluate_every": 2, "save_every": 2, "keep": 1}
+
+    def cut_off(evaluation: Evaluation) -> None:
+        if evaluation.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, evaluator=Scores([0.1, 0.3, 0.9]), shown=cut_off, **options)
+    resumed = run(tmp_path, evaluator=Scores([0.9, 0.2]), resume=True, **options)
+    assert resumed.score == 0.9
+    assert resumed.best is not None
+    facts = json.loads(read(resumed.best).metadata[TRAINING_KEY])
+    assert (facts["step"], facts["score"]) == (4, 0.9)
+    assert (tmp_path / "checkpoints" / "step-00000004").exists()
 
 
 def test_evaluations_see_averages_and_change_nothing(tmp_path: Path) -> None:
