@@ -228,7 +228,7 @@ def _hint_of(one: HeldOut, picture: Picture, adherence: Adherence) -> Array:
     """What the annotator finds in a sample; raises CldmError that names the held-out hint."""
     try:
         return fitted(np.asarray(adherence(picture)), picture)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # any function may be handed in, and fail in its own way
         raise CldmError(
             f"The sample of the held-out hint {one.name!r} can't be scored, as its own hint can't "
             f"be made: {error}".rstrip(".")

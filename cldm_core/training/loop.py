@@ -101,7 +101,8 @@ def fit(
                 session.save(step, watcher.facts(step))
                 saved = step
             if not stopping and watcher.due(step) and not any(session.agreed(watcher.knows(step))):
-                saved = _evaluate(session, watcher, step, saved, out)
+                with _rescue(session, step, saved):
+                    saved = _evaluate(session, watcher, step, saved, out)
             if stopping or step >= config.steps:
                 break
 
@@ -161,7 +162,7 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
 
 @contextmanager
 def _rescue(session: Session, step: int, saved: int, names: Sequence[str] = ()) -> Iterator[None]:
-    """Saves the state where a batch can't be had or used, and tells both; names: of its pairs."""
+    """Saves the state where what is done within fails, and tells both; names: of the batch."""
     try:
         yield
     except (CldmError, OSError) as error:

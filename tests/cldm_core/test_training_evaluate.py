@@ -170,6 +170,14 @@ def test_annotators_may_work_at_a_resolution_of_their_own(net) -> None:
     assert fitted(larger(white), white).shape == white.shape
 
 
+def test_an_annotator_that_fails_is_a_sentence(net) -> None:
+    def broken(one: np.ndarray) -> np.ndarray:
+        raise RuntimeError("no network")
+
+    with pytest.raises(CldmError, match=r"'a' can't be scored.* no network"):
+        Evaluator(Recorded(), [HeldOut("a", "", picture())], broken)(net, 0)
+
+
 def test_keypoints_are_not_resized() -> None:
     points = np.ones((2, 18, 3))
     assert fitted(points, picture()) is points

@@ -241,6 +241,18 @@ def test_an_evaluation_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step-00000004").exists()
 
 
+def test_an_evaluation_that_fails_costs_no_step(tmp_path: Path) -> None:
+    def full(evaluation: Evaluation) -> None:
+        if evaluation.step == 3:
+            raise OSError("The disk is full.")
+
+    options = {"evaluate_every": 3, "save_every": 2}
+    with pytest.raises(CldmError, match=r"disk is full\. .* resume it, and it goes on from step 3"):
+        run(tmp_path, evaluator=Scores([0.3, 0.2]), shown=full, **options)
+    run(tmp_path, evaluator=Scores([0.2, 0.1]), resume=True, **options)
+    assert [step for step, _ in History(tmp_path).series("adherence")] == [0, 3, 6]
+
+
 def test_evaluations_see_averages_and_change_nothing(tmp_path: Path) -> None:
     scores = Scores([0.1] * 7)
     run(tmp_path / "one", evaluate_every=1, evaluator=scores)
