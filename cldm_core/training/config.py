@@ -229,4 +229,18 @@ def pinned_differences(saved: Mapping[str, Any], config: TrainConfig) -> list[st
     # The folder of the base may have been moved; another file is another base.
     if "base" in saved and Path(saved["base"]).name != Path(config.base).name:
         changed.append("base")
+    changed += _changed_evaluations(saved, now)
     return [f"{name} {saved[name]} (now {now[name]})" for name in changed]
+
+
+def _changed_evaluations(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What would score pairs that were trained on, or by another measure than before.
+
+    Evaluations may be left out on the way, but not begun: no pair would be new to the net.
+    """
+    deciding = ("evaluate_every", "held_out")
+    if not all(now[name] for name in deciding):
+        return []
+    missing = [name for name in deciding if saved.get(name) == 0]
+    names = missing or ("held_out", "seed", "annotator", "score")
+    return [name for name in names if name in saved and saved[name] != now[name]]

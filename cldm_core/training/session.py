@@ -241,7 +241,8 @@ class Session:
         if changed:
             raise CldmError(
                 f"The run in {self.checkpoints.folder.parent} was started with "
-                f"{', '.join(changed)}: set it as it was, or start anew in another folder."
+                f"{', '.join(changed)}: set it as it was, or start anew in another folder; "
+                f"there init goes on from the net of this one."
             )
         stored = [(self.weights, read(saved.folder / WEIGHTS).tensors)]
         if self.ema.averages:

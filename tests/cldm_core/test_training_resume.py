@@ -160,6 +160,26 @@ def test_what_shapes_the_net_cannot_change(
         run(tmp_path, resume=True, **options)
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({}, {"held_out": 8}, "held_out 16 \\(now 8\\)"),
+        ({}, {"seed": 1}, "seed 0 \\(now 1\\)"),
+        ({}, {"score": "mask_iou"}, "score None \\(now mask_iou\\)"),
+        ({"annotator": "m:a"}, {"annotator": "m:b"}, "annotator m:a \\(now m:b\\)"),
+        ({"evaluate_every": 0}, {}, "evaluate_every 0 \\(now 500\\)"),
+        ({"held_out": 0}, {}, "held_out 0 \\(now 16\\)"),
+    ],
+)
+def test_what_is_held_out_and_how_it_is_scored_cannot_change(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], told: str
+) -> None:
+    run(tmp_path, steps=2, **before)
+    with pytest.raises(CldmError, match=f"was started with {told}: set it as it was"):
+        run(tmp_path, resume=True, **now)
+    assert run(tmp_path, steps=3, resume=True, **now, evaluate_every=0).step == 3
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
