@@ -30,21 +30,19 @@ class Records:
         self.path = path
         starts, lines = array("q"), array("l")
         self._header: list[str] = []
+        table, end = path.suffix.lower() == ".csv", 0
         try:
-            with open(path, "rb") as file:
-                pieces = _csv_records(file) if path.suffix.lower() == ".csv" else enumerate(file, 1)
-                end = 0
-                for line, piece in pieces:
-                    if piece.strip().removeprefix(BOM):
-                        starts.append(end)
-                        lines.append(line)
-                    end += len(piece)
+            for line, piece in _csv_records(path) if table else _lines(path):
+                if piece.strip().removeprefix(BOM):
+                    starts.append(end)
+                    lines.append(line)
+                end += len(piece)
         except OSError as error:
             raise missing(path, error) from error
         starts.append(end)
         self._starts = np.array(starts, np.int64)
         self._lines = np.array(lines, np.int32)
-        if path.suffix.lower() == ".csv" and len(lines):
+        if table and len(lines):
             self._header = self._cells(0)
             self._starts, self._lines = self._starts[1:], self._lines[1:]
         elif len(lines) and self._text(0).lstrip().startswith("["):
@@ -99,24 +97,40 @@ class Records:
             raise CldmError(f"{self.where(index)} is not in UTF-8: {error}.") from error
 
     def _cells(self, index: int) -> list[str]:
+        return next(csv.reader(io.StringIO(self._text(index), newline=""), strict=True))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open(path, "rb") as file:
+        yield from enumerate(file, 1)
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The records with the number of their first line: quoted cells may hold ends of lines.
+
+    Raises CldmError where it can't be told where a record ends.
+    """
+    pending: list[str] = []
+
+    def lines() -> Iterator[str]:
+        for line in file:
+            pending.append(line)
+            yield line.removeprefix("\ufeff")
+
+    # What is not in UTF-8 is told when the record is asked for.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        # It takes no line more than it needs for a record.
+        reader, first = csv.reader(lines(), strict=True), 1
         try:
-            return next(iter(csv.reader(io.StringIO(self._text(index), newline=""), strict=True)))
+            for _ in reader:
+                yield first, "".join(pending).encode("utf-8", "surrogateescape")
+                first += len(pending)
+                pending.clear()
         except csv.Error as error:
-            raise CldmError(f"{self.where(index)} is no CSV: {error}.") from error
-
-
-def _csv_records(file: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """The records with the number of their first line: quoted cells may hold ends of lines."""
-    pending: list[bytes] = []
-    first, quotes = 1, 0
-    for line, piece in enumerate(file, 1):
-        pending.append(piece)
-        quotes += piece.count(b'"')
-        if quotes % 2 == 0:
-            yield first, b"".join(pending)
-            pending, first, quotes = [], line + 1, 0
-    if pending:
-        yield first, b"".join(pending)
+            raise CldmError(
+                f"{path}, line {first} is no CSV: {error}. A cell that begins with a quote ends "
+                f'with one, and quotes within it are doubled: "a ""big"" tree".'
+            ) from error
 
 
 class Names:

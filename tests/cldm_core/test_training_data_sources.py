@@ -185,6 +185,40 @@ def test_hugging_face_metadata_as_csv_with_lines_in_cells(tmp_path):
     assert source[2].where.endswith("line 6")
 
 
+def test_quotes_inside_a_cell_of_csv_are_letters(tmp_path):
+    rows = 'a.png,a 5" pipe\nb.png,a hut\nc.png,"a ""tree"""\n\nd.png,a 6" nail\n'
+    (tmp_path / "metadata.csv").write_text(f"file_name,text\n{rows}", encoding="utf-8-sig")
+    records = Records(tmp_path / "metadata.csv")
+    texts = [records[number]["text"] for number in range(len(records))]
+    assert texts == ['a 5" pipe', "a hut", 'a "tree"', 'a 6" nail']
+    assert records.where(3).endswith("line 6")
+
+
+@pytest.mark.parametrize("row", ['a.png,"a\n', 'a.png,"a" b\n'])
+def test_a_row_of_csv_without_an_end_is_named_and_swallows_no_other(tmp_path, row):
+    table = f"file_name,text\n0.png,first\n{row}z.png,last\n"
+    (tmp_path / "metadata.csv").write_bytes(table.encode())
+    with pytest.raises(CldmError, match=r"metadata\.csv, line 3 is no CSV: .*quotes within it"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_of_csv_may_end_as_on_any_system(tmp_path, end):
+    table = end.join(["file_name,text", "a.png,a", 'b.png,"b', 'c"', "c.png,d"])
+    (tmp_path / "metadata.csv").write_bytes(table.encode())
+    records = Records(tmp_path / "metadata.csv")
+    assert [records[number]["text"] for number in range(3)] == ["a", f"b{end}c", "d"]
+    assert records.where(2).endswith("line 5")
+
+
+def test_a_row_of_csv_that_is_not_in_utf_8_is_named(tmp_path):
+    (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na.png,a\nb.png,\xff\n")
+    source = open_source(tmp_path)
+    assert source[0].prompt == "a"
+    with pytest.raises(CldmError, match="line 3 is not in UTF-8"):
+        source[1]
+
+
 def test_a_row_of_csv_with_too_few_cells_is_named(tmp_path):
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png\n", encoding="utf-8")
     with pytest.raises(CldmError, match=r"metadata\.csv, line 3: 1 cells, the header has 2"):
