@@ -42,7 +42,8 @@ def maker_key(maker: Maker) -> str | None:
     """What names a function, its settings and its source; None where nothing can.
 
     A function may carry a name of its own in the attribute `key`. Lambdas and functions inside
-    functions have none: what they make depends on what is around them.
+    functions have none: what they make depends on what is around them. Of what a function uses
+    beside itself, such as constants of its module, nothing is told.
     """
     key = getattr(maker, "key", None)
     if isinstance(key, str):
@@ -64,13 +65,18 @@ def _of_function(maker: Any) -> str | None:
 
 
 def _of_object(maker: Any) -> str | None:
-    """An annotator's record: its fields show its settings, its `run` what it does."""
+    """An annotator's record: what its settings are left alone, its weights, and its `run`."""
     kind, run = type(maker), getattr(maker, "run", None)
     name = getattr(maker, "name", None)
     if not isinstance(name, str) or not inspect.isroutine(run):
         return None
     inner = _of_function(run)
-    return inner and f"{kind.__module__}.{kind.__qualname__}:{name}:{inner}"
+    try:
+        defaults = {key: one.default for key, one in getattr(maker, "settings", {}).items()}
+        files = [(one.file, one.revision, one.sha256) for one in getattr(maker, "weights", ())]
+    except (AttributeError, TypeError):  # somebody else's object, which has other fields
+        return None
+    return inner and f"{kind.__module__}.{kind.__qualname__}:{name}:{inner}:{defaults}{files}"
 
 
 def _source_digest(function: Any) -> str:

@@ -4,6 +4,7 @@ import errno
 import functools
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from controlnet_pack.annotators import Param, Weights, canny
 from controlnet_pack.cldm_core.errors import CldmError
 from controlnet_pack.cldm_core.pictures import write_picture
 from controlnet_pack.cldm_core.training import cache as cache_module
@@ -238,6 +240,20 @@ def test_functions_and_annotators_have_keys_and_what_hides_its_state_has_none():
     named = Annotator()
     named.key = "mine"
     assert maker_key(named) == "mine"
+
+
+def test_annotators_with_other_settings_or_weights_have_other_keys():
+    harder = {**canny.params, "low_threshold": Param(10, 0, 255, "")}
+    weights = Weights("me/mine", "a.pth", "main", None, "ab12", "MIT", True)
+    records = [
+        canny,
+        replace(canny, resolution=64),
+        replace(canny, params=harder),
+        replace(canny, weights=(weights,)),
+        replace(canny, weights=(replace(weights, sha256="cd34"),)),
+    ]
+    assert len({maker_key(record) for record in records}) == len(records)
+    assert maker_key(replace(canny, description="Other words.")) == maker_key(canny)
 
 
 def test_a_filled_cache_needs_no_models(tmp_path):
