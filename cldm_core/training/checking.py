@@ -7,7 +7,7 @@ from collections.abc import Callable
 from .config import TrainConfig
 from .doctor import Report, check
 from .models import resolution_of, unet_of
-from .plan import maker_for, named_annotator, open_data, sizes_of
+from .plan import named_annotator, open_data, sizes_of
 
 
 def check_data(config: TrainConfig, progress: Callable[[int, int], None] | None = None) -> Report:
@@ -19,6 +19,6 @@ def check_data(config: TrainConfig, progress: Callable[[int, int], None] | None 
         source,
         resolution=side,
         buckets=sizes_of(config, side, unet),
-        hints=maker_for(named_annotator(config), source),
+        hints=named_annotator(config),
         progress=progress,
     )

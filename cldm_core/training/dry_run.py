@@ -12,7 +12,6 @@ from .optimizers import bitsandbytes
 from .plan import (
     adherence_of,
     make_net,
-    maker_for,
     named_annotator,
     open_data,
     score_of,
@@ -38,10 +37,11 @@ def dry_run(config: TrainConfig) -> list[str]:
     unet = unet_of(config)
     side = resolution_of(config, unet.config)
     training, held_out = split(config, open_data(config, side))
-    made = maker_for(annotator, training) is not None
-    if not made:
+    if annotator is None or training[0].hint is not None:
         training[0].read_hint()
-    hints = f"made by {config.annotator}" if made else "stored with the pairs"
+    hints = "stored with the pairs"
+    if annotator is not None:
+        hints += f", and made by {config.annotator} where there are none"
     trainable = make_net(config, unet)
     start = f"from {config.init}" if config.init else "from the base's encoder"
     count = sum(weight.numel() for weight in trainable.parameters())

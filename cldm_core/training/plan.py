@@ -66,7 +66,6 @@ def plan_of(
     unet, score = base.pipeline.unet, score_of(config)
     side = resolution_of(config, unet.config)
     training, held_out = split(config, source)
-    maker = maker_for(annotator, training)
     rank, world, _ = processes()
     batches = Batches(
         training,
@@ -81,7 +80,7 @@ def plan_of(
         rank=rank,
         world=world,
         cache=cache_folder(config),
-        hints=maker,
+        hints=annotator,
     )
     trainable = make_net(config, unet)
     evaluator = None
@@ -89,7 +88,7 @@ def plan_of(
         followed = adherence_of(config, annotator)
         evaluator = Evaluator(
             replace(base.pipeline, unet=trainable.unet),
-            [_held(held_out[index], side, maker, followed) for index in range(len(held_out))],
+            [_held(held_out[index], side, annotator, followed) for index in range(len(held_out))],
             followed,
             score,
             steps=config.sample_steps,
@@ -110,11 +109,6 @@ def open_data(config: TrainConfig, side: int) -> Source:
         columns=named_columns(config.columns) or None,
         cache=cache_folder(config),
     )
-
-
-def maker_for(annotator: Maker | None, source: Source) -> Maker | None:
-    """What makes the hints: the annotator, where the pairs have none of their own."""
-    return annotator if annotator is not None and source[0].hint is None else None
 
 
 def adherence_of(config: TrainConfig, annotator: Maker | None) -> Maker | None:
@@ -171,14 +165,14 @@ def score_of(config: TrainConfig) -> Score:
 def cut_pair(pair: Pair, side: int, maker: Maker | None = None) -> tuple[Picture, Picture]:
     """Target and hint (side, side, 3), uint8, as a training at this side sees the pair.
 
-    maker: makes the hint of the target. Raises CldmError where the two are of different shapes, or
-    can't be read.
+    maker: makes the hint of the target where the pair has none. Raises CldmError where the two are
+    of different shapes, or can't be read.
     """
     picture = pair.read_target()
     original = (picture.shape[0], picture.shape[1])
     window = View((side, side)).window(original)
     target = window.of_target(picture)
-    if maker is not None:
+    if pair.hint is None and maker is not None:
         return target, make_hint(maker, target, pair.named)
     stored = pair.read_hint()
     check_aspects(pair.named, (stored.shape[0], stored.shape[1]), original)

@@ -20,7 +20,7 @@ from ...cldm_core.training.dataset_writer import DatasetWriter
 from ...cldm_core.training.doctor import check
 from ...cldm_core.training.draws import permutation
 from ...cldm_core.training.pairs import Pair, held_picture
-from ...cldm_core.training.plan import Maker, cut_pair, maker_for
+from ...cldm_core.training.plan import Maker, cut_pair
 from ...cldm_core.training.sources import Source, open_source
 from .interrupts import Interrupts, Uninterrupted, checked_progress
 
@@ -102,9 +102,7 @@ def look_through(source: Source, annotator: Maker | None, side: int) -> tuple[st
     none of the first pairs can be used.
     """
     interrupts = Interrupts()
-    maker = maker_for(annotator, source)
-    if maker is not None:
-        maker = Uninterrupted(maker, interrupts)
+    maker = None if annotator is None else Uninterrupted(annotator, interrupts)
     told = checked_progress(interrupts)
     report = check(source, resolution=side, hints=maker, limit=LOOKED_AT, progress=told).summary()
     cut = _first_pairs(source, side, maker)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from controlnet_pack.cldm_core.training.command import config_of
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.options import options_of, write_yaml
+from controlnet_pack.cldm_core.training.sources import ListedPairs, open_source
+
+from .training_pairs import line_hint, picture, write_prompt_json
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER: dict[str, Any] = {
@@ -333,12 +336,29 @@ def test_the_command_stops_on_a_signal_and_goes_on(
     assert History(out).series("loss")[-1][0] == step + 1
 
 
-def test_hints_that_are_stored_are_not_made_again(tmp_path: Path) -> None:
+def test_the_score_follows_from_the_annotator(tmp_path: Path) -> None:
     config = TrainConfig(annotator="annotators:canny", out=str(tmp_path), circles=4, held_out=2)
     made = plan.make_plan(config)
-    assert made.batches.hints is None
     assert made.evaluator is not None
     assert made.evaluator.score.name == "edge_f1"
+
+
+def test_hints_are_made_where_pairs_have_none_and_nowhere_else(tmp_path: Path) -> None:
+    source = open_source(write_prompt_json(tmp_path / "data", 8))
+    halves = [replace(source[n], hint=source[n].hint if n % 2 else None) for n in range(8)]
+    config = TrainConfig(
+        data="data", out=str(tmp_path), held_out=4, resolution=64, drop_prompt=1, score="mask_iou"
+    )
+    base = plan.load_base(config, plan.device_of(config))
+    made = plan.plan_of(config, base, ListedPairs(halves), lambda target: 255 - target)
+    assert made.evaluator is not None
+    batch = made.batches[0]
+    trained = (255 * batch.hint).round().byte().permute(0, 2, 3, 1).numpy()
+    held_out = {one.name: one.hint for one in made.evaluator.held_out}
+    hints = {**held_out, **dict(zip(batch.names, trained, strict=True))}
+    for number in range(8):
+        expected = line_hint(number) if number % 2 else 255 - picture(number)
+        assert np.array_equal(hints[f"target/{number}.png"], expected)
 
 
 def test_circles_are_scored_by_what_is_handed_in(tmp_path: Path) -> None:
