@@ -16,6 +16,7 @@ from ..control import Control
 from ..errors import CldmError
 from ..fitting import fit_hint
 from ..pipeline import Picture, Settings, to_hint
+from .made_hints import alone
 from .scores import Score, score_named
 from .undisturbed import undisturbed
 from .zero_norms import zero_norms
@@ -227,7 +228,7 @@ class Evaluator:
 def _hint_of(one: HeldOut, picture: Picture, adherence: Adherence) -> Array:
     """What the annotator finds in a sample; raises CldmError that names the held-out hint."""
     try:
-        return fitted(np.asarray(adherence(picture)), picture)
+        return fitted(np.asarray(alone(adherence, picture)), picture)
     except Exception as error:  # any function may be handed in, and fail in its own way
         raise CldmError(
             f"The sample of the held-out hint {one.name!r} can't be scored, as its own hint can't "

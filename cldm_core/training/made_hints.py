@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from .views import resized_hint
 Maker = Callable[[Picture], Any]
 """(H, W, 3) uint8 RGB to a hint of the same aspect: (H, W, 3) or (H, W), uint8."""
 
+_MAKING = threading.RLock()
+
 
 def make_hint(maker: Maker, target: Picture, named: str) -> Picture:
     """The hint (H, W, 3) of a target (H, W, 3); raises CldmError where it is of another kind.
@@ -25,7 +28,7 @@ def make_hint(maker: Maker, target: Picture, named: str) -> Picture:
     resolution of their own make them, is brought to the target's.
     """
     try:
-        made = np.asarray(maker(target))
+        made = np.asarray(alone(maker, target))
     except Exception as error:  # any function may be handed in, and fail in its own way
         raise CldmError(f"{named}: its hint can't be made. {error}") from error
     grey = made.ndim == 2 or (made.ndim == 3 and made.shape[-1] == 1)
@@ -36,6 +39,15 @@ def make_hint(maker: Maker, target: Picture, named: str) -> Picture:
             f"{named}: its hint was made as {made.dtype} {made.shape}, expected uint8 (H, W, 3)."
         )
     return resized_hint(made, (target.shape[0], target.shape[1]))
+
+
+def alone(maker: Maker, picture: Picture) -> Any:
+    """What a maker gives, called by one thread at a time.
+
+    Networks that makers load have one place in memory, and gain nothing by several threads.
+    """
+    with _MAKING:
+        return maker(picture)
 
 
 def maker_key(maker: Maker) -> str | None:

@@ -1,6 +1,7 @@
 """The doctor: every finding is made where it is due, and a sound data set has none."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_made_hints_stand_in_for_missing_ones(tmp_path):
     report = check(open_source(tmp_path), resolution=64, hints=lambda target: 255 - target)
     assert report.ok
     assert "no hint" not in kinds(report)
+
+
+def test_hints_are_made_by_one_thread_at_a_time():
+    inside: list[int] = []
+
+    def maker(target: Picture) -> Picture:
+        inside.append(1)
+        assert len(inside) == 1
+        time.sleep(0.002)
+        inside.pop()
+        return 255 - target
+
+    assert check(unhinted(CirclePairs(24, 64)), resolution=64, hints=maker).ok
 
 
 @pytest.mark.parametrize("wrong", [lambda _: 1 / 0, lambda target: target / 255])

@@ -2,6 +2,9 @@
 
 import logging
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from controlnet_pack.cldm_core.training.evaluate import (
     unwrapped,
 )
 from controlnet_pack.cldm_core.training.history import History
+from controlnet_pack.cldm_core.training.made_hints import make_hint
 from controlnet_pack.cldm_core.training.scores import SCORES
 from controlnet_pack.cldm_core.training.trainables import make_trainable
 from controlnet_pack.cldm_core.training.zero_norms import zero_norms
@@ -168,6 +172,22 @@ def test_annotators_may_work_at_a_resolution_of_their_own(net) -> None:
     evaluation = Evaluator(Recorded(), [HeldOut("a", "", white)], larger, "mask_iou")(net, 0)
     assert evaluation.score == 1.0
     assert fitted(larger(white), white).shape == white.shape
+
+
+def test_samples_are_scored_while_no_other_thread_makes_hints(net) -> None:
+    together = []
+
+    def maker(one: np.ndarray) -> np.ndarray:
+        together.append(threading.current_thread())
+        time.sleep(0.01)
+        assert together.pop() is threading.current_thread()
+        assert not together
+        return one
+
+    with ThreadPoolExecutor(1) as pool:
+        made = pool.map(lambda _: make_hint(maker, picture(), "a"), range(4))
+        Evaluator(Recorded(), held_out(4), maker, "mask_iou")(net, 0)
+        assert len([*made]) == 4
 
 
 def test_an_annotator_that_fails_is_a_sentence(net) -> None:
