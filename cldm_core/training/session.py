@@ -256,6 +256,8 @@ class Session:
         self.accelerator.load_state(str(saved.folder))
         # A checkpoint lies between two steps, however many batches made those before it.
         self.accelerator.step = 0
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.config.weight_decay
         with torch.no_grad():
             for weights, tensors in stored:
                 for key, value in weights.items():

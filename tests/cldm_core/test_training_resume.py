@@ -117,6 +117,13 @@ def test_a_run_that_goes_on_with_another_accumulation_learns(
     assert not same(*states[1:])
 
 
+def test_weight_decay_can_change_on_the_way(tmp_path: Path) -> None:
+    for decay in (0.01, 0.9):
+        run(tmp_path / str(decay), stop_at=2)
+        run(tmp_path / str(decay), resume=True, weight_decay=decay)
+    assert not same(*(state_of(tmp_path / str(decay), 4) for decay in (0.01, 0.9)))
+
+
 def test_a_run_that_failed_between_two_batches_of_a_step_goes_on_as_a_whole_one(
     tmp_path: Path,
 ) -> None:
