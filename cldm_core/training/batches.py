@@ -85,6 +85,7 @@ class Batches:
     rank, world: which of how many processes this is.
     cache: a folder for latents, embeddings and made hints, or a Cache.
     hints: makes the hints of pairs without one, from the target as it is trained on.
+    workers: so many threads make batches ahead (0: each is made when it is asked for).
 
     Raises CldmError for numbers that don't fit, and in use where a pair can't be read.
     """
@@ -105,13 +106,14 @@ class Batches:
         world: int = 1,
         cache: str | Path | Cache | None = None,
         hints: Maker | None = None,
+        workers: int = 1,
     ) -> None:
         size = (resolution, resolution) if isinstance(resolution, int) else resolution
         self.sizes: tuple[Size, ...] = tuple(buckets) if buckets else (size,)
         _check(len(source), batch_size, self.sizes, seed, drop_prompt, crop, rank, world)
         self.source, self.encoders, self.batch_size = source, encoders, batch_size
         self.seed, self.drop_prompt, self.flip, self.crop = seed, drop_prompt, flip, crop
-        self.rank, self.world, self.hints = rank, world, hints
+        self.rank, self.world, self.hints, self.workers = rank, world, hints, workers
         self.cache = cache if isinstance(cache, Cache) else Cache(cache)
         self._maker_key = None if hints is None else maker_key(hints)
         together = batch_size * world
@@ -146,13 +148,13 @@ class Batches:
         names = tuple(row.pair.name for row in rows)
         return Batch(torch.stack(latents), torch.stack(hints), torch.stack(contexts), y, names)
 
-    def iterate(self, start: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """The batches from number `start` on, made ahead by so many threads (0: when asked for)."""
-        if workers == 0:
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """The batches from number `start` on, without end."""
+        if self.workers == 0:
             yield from map(self.__getitem__, itertools.count(start))
             return
-        with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
-            ahead = deque(pool.submit(self.__getitem__, start + n) for n in range(workers + 1))
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
+            ahead = deque(pool.submit(self.__getitem__, start + n) for n in range(self.workers + 1))
             try:
                 for index in itertools.count(start + len(ahead)):
                     batch = ahead.popleft().result()

@@ -81,6 +81,7 @@ def plan_of(
         world=world,
         cache=cache_folder(config),
         hints=annotator,
+        workers=config.workers,
     )
     trainable = make_net(config, unet)
     evaluator = None

@@ -343,6 +343,11 @@ def test_the_score_follows_from_the_annotator(tmp_path: Path) -> None:
     assert made.evaluator.score.name == "edge_f1"
 
 
+def test_workers_is_how_many_threads_make_batches(tmp_path: Path) -> None:
+    config = TrainConfig(out=str(tmp_path), circles=4, held_out=0, resolution=64, workers=3)
+    assert plan.make_plan(config).batches.workers == 3
+
+
 def test_hints_are_made_where_pairs_have_none_and_nowhere_else(tmp_path: Path) -> None:
     source = open_source(write_prompt_json(tmp_path / "data", 8))
     halves = [replace(source[n], hint=source[n].hint if n % 2 else None) for n in range(8)]

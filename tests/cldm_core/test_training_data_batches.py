@@ -1,6 +1,7 @@
 """Batches: the same whenever they are asked for, by whom, and however many processes there are."""
 
 import itertools
+import threading
 import tracemalloc
 from functools import partial
 
@@ -115,9 +116,23 @@ def test_any_batch_can_be_had_at_once(source):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_threads_change_nothing(source, workers):
     data = batches(source, **RANDOM)
-    found = [*itertools.islice(batches(source, **RANDOM).iterate(3, workers), 12)]
+    found = [*itertools.islice(batches(source, workers=workers, **RANDOM).iterate(3), 12)]
     for index, batch in enumerate(found, 3):
         assert_equal(batch, data[index])
+
+
+def test_as_many_threads_make_batches_as_are_asked_for(source):
+    together, asked = threading.Barrier(3, timeout=10), itertools.count()
+
+    class Meeting(ListedPairs):
+        def __getitem__(self, index):
+            if next(asked) < together.parties:
+                together.wait()  # raises where fewer come
+            return super().__getitem__(index)
+
+    stream = batches(Meeting(source.pairs), batch_size=1, workers=3).iterate()
+    assert next(stream).names
+    stream.close()
 
 
 def test_two_processes_see_the_rows_of_one_with_double_batches(source):
