@@ -107,6 +107,7 @@ class FilePicture:
         return f"{self.path.absolute()}|{found.st_mtime_ns}|{found.st_size}"
 
     def size(self) -> Size:
+        self._check()
         try:
             file = open(self.path, "rb")  # noqa: SIM115 - what is raised below isn't caught here
         except (OSError, ValueError) as error:
@@ -115,10 +116,16 @@ class FilePicture:
             return picture_size(file, self.name)
 
     def data(self) -> bytes:
+        self._check()
         try:
             return self.path.read_bytes()
         except (OSError, ValueError) as error:
             raise missing(self.path, error) from error
+
+    def _check(self) -> None:
+        """Raises CldmError for what has no end, as devices, or may never come, as pipes."""
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
+            raise CldmError(f"{self.path} can't be read: it is no file.")
 
     def read(self, *, alpha: bool = False) -> Picture:
         return decode_picture(self.data(), self.name, alpha=alpha)

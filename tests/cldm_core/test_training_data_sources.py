@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import struct
 import tarfile
 import tracemalloc
@@ -362,6 +363,14 @@ def test_impossible_names_are_sentences(tmp_path, name):
             continue
         with pytest.raises(CldmError, match=r"There is no file|can't be read: "):
             use()
+
+
+def test_what_has_no_end_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (Path("/dev/null"), tmp_path / "pipe.png"):
+        for use in (FilePicture(path).size, FilePicture(path).data):
+            with pytest.raises(CldmError, match="can't be read: it is no file"):
+                use()
 
 
 def test_a_picture_too_large_to_read_is_a_sentence(tmp_path):
