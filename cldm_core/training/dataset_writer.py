@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CldmError
 from ..pictures import write_picture
 from ..pipeline import Picture
-from .pairs import Stored, read_range
+from .pairs import FilePicture, MemberPicture, Stored, read_range
 from .shards import ShardPairs
 from .sources import METADATA, PROMPTS, Source
 
@@ -218,8 +218,10 @@ def _as_file(picture: Stored) -> tuple[str, bytes]:
     """A picture's ending and file: as it is stored where it is one, else as PNG."""
     import cv2
 
-    data = picture.data()
-    for first, ending in ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp")):
-        if data.startswith(first):
-            return ending, data
+    # Numbers of a drawn picture may begin as files do.
+    if isinstance(picture, FilePicture | MemberPicture):
+        data = picture.data()
+        for first, ending in ((b"\x89PNG", "png"), (b"\xff\xd8", "jpg"), (b"RIFF", "webp")):
+            if data.startswith(first):
+                return ending, data
     return "png", cv2.imencode(".png", picture.read()[..., ::-1])[1].tobytes()

@@ -250,6 +250,13 @@ def test_pairs_without_hint_or_file_can_be_in_shards(tmp_path):
     assert pair.hint is None
 
 
+def test_colours_that_begin_as_a_file_does_are_colours(tmp_path):
+    orange = np.full((8, 8, 3), (255, 216, 0), np.uint8)
+    pair = Pair("a", "", held_picture(orange, "orange"))
+    write_shards(ListedPairs([pair]), tmp_path)
+    assert np.array_equal(open_source(tmp_path)[0].read_target(), orange)
+
+
 def test_whole_shards_are_kept_and_others_written_anew(tmp_path):
     source = CirclePairs(5, 32)
     write_shards(source, tmp_path, per_shard=2)
