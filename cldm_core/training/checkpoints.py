@@ -59,7 +59,7 @@ class Checkpoints:
         """
         try:
             write(self._part(step))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, SafetensorError, CldmError) as error:
             shutil.rmtree(self._part(step), ignore_errors=True)
             raise self._unwritable(step, error) from error
 
@@ -83,16 +83,19 @@ class Checkpoints:
         return target
 
     def annotate(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Notes facts with the checkpoint of a step, if there is one."""
+        """Notes facts with the checkpoint of a step, if there is one; raises CldmError."""
         path = self.path(step) / MANIFEST
         if not path.is_file():
             return
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["facts"] = {**manifest["facts"], **facts}
         fresh = path.with_name(f"{PART}{MANIFEST}")
-        fresh.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(fresh)
-        fresh.replace(path)
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest["facts"] = {**manifest["facts"], **facts}
+            fresh.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            _sync(fresh)
+            fresh.replace(path)
+        except OSError as error:
+            raise self._unwritable(step, error) from error
 
     def latest(self, say: Say) -> Saved | None:
         """The last whole checkpoint, None where there is none yet.

@@ -148,6 +148,8 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
             f"train: give each process batches with its rank and their number."
         )
     require_room(folder.parent, session.config, resume=resume)
+    if session.accelerator.is_main_process:
+        _sweep(folder.parent)
     saved = session.resume(say) if resume else None
     evaluated = saved is not None and EVALUATED in saved.facts
     watcher.start(None if saved is None else saved.step, evaluated=evaluated)
@@ -158,6 +160,13 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
     if saved is None and resume:
         say(f"There is no checkpoint in {folder} yet: the run starts anew.")
     return 0 if saved is None else saved.step
+
+
+def _sweep(out: Path) -> None:
+    """Clears what a process left that was killed while it wrote a net."""
+    for name in (LAST, BEST):
+        for part in out.glob(f"{Path(name).stem}*{Path(name).suffix}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -72,10 +72,16 @@ class Samples:
         return [self._read(step, rows.get(step, {})) for step in kept]
 
     def rewind(self, step: int) -> None:
-        """Removes what was sampled after `step`."""
-        for later in self.steps():
-            if later > step:
-                shutil.rmtree(self._place(later))
+        """Removes what was sampled after `step`; raises CldmError where it can't be removed."""
+        try:
+            for later in self.steps():
+                if later > step:
+                    shutil.rmtree(self._place(later))
+        except OSError as error:
+            raise CldmError(
+                f"The samples after step {step} can't be removed from {self.folder} "
+                f"({error.strerror}): they belong to no step any more. Remove them, and resume."
+            ) from error
 
     def _read(self, step: int, row: dict[str, object]) -> Evaluation:
         pictures = tuple(read_picture(path) for path in sorted(self._place(step).glob("*.png")))

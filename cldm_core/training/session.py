@@ -221,12 +221,19 @@ class Session:
         """The trained net as a file that load_control and hosts read, averaged if there are means.
 
         Beside it the UNet, NAME_unet, where its decoder is trained too. Only the first process
-        writes them.
+        writes them. Raises CldmError where they can't be written.
         """
-        if self.accelerator.is_main_process:
+        if not self.accelerator.is_main_process:
+            return
+        try:
             with self.averaged():
                 save_net(self.trainable, self.config, path, step=step, **facts)
                 save_unet(self.trainable, self.config, path)
+        except OSError as error:
+            raise CldmError(
+                f"The net can't be written to {path} ({error.strerror or error}): make room on the "
+                f"disk and resume the run."
+            ) from error
 
     def resume(self, say: Say) -> Saved | None:
         """Reads the last whole checkpoint, if there is one, into the nets and the optimizer.

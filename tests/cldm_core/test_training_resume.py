@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -247,6 +248,13 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
+def test_half_a_net_of_a_killed_process_is_swept_away(tmp_path: Path) -> None:
+    for name in ("best.safetensors.77.part", "last_unet.safetensors.78.part", "mine.part"):
+        (tmp_path / name).touch()
+    run(tmp_path, steps=2)
+    assert [path.name for path in tmp_path.glob("*.part")] == ["mine.part"]
+
+
 def test_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
     run(tmp_path, save_every=1, keep=2)
     assert steps_of(tmp_path) == [5, 6]
@@ -276,6 +284,29 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_last_checkpoint_whole(
     assert same(state_of(tmp_path, 2), before)
     run(tmp_path, resume=True)
     assert same(state_of(tmp_path, 6), state_of(whole, 6))
+
+
+def test_a_net_that_does_not_fit_on_the_disk_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, steps=2)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("controlnet_pack.cldm_core.training.session.save_net", full)
+    with pytest.raises(CldmError, match=r"last\.safetensors \(No space left.*: make room"):
+        run(tmp_path, steps=2, resume=True)
+    with pytest.raises(CldmError, match=r"checkpoint of step 4 can't be written .*No space left"):
+        run(tmp_path, resume=True)
+    assert steps_of(tmp_path) == [2]
+
+
+def test_notes_that_do_not_fit_on_the_disk_are_a_sentence(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    with files_of_at_most(10), pytest.raises(CldmError, match="step 2 can't be written"):
+        Checkpoints(tmp_path / "checkpoints", 1).annotate(2, {"score": 1.0})
+    assert Checkpoints(tmp_path / "checkpoints", 1).read(2).step == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
