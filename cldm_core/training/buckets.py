@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,12 +14,14 @@ from ..errors import CldmError
 from ..hints import HINT_SCALE
 from .cache import stored_arrays
 from .draws import Indices
-from .pairs import Size
+from .pairs import Size, Stored
 from .sources import Source
+
+T = TypeVar("T")
 
 READERS = 8
 CHUNK = 4096
-"""So many pictures' sizes are read between two reports, and waited for at once."""
+"""So many pictures are waited for at once."""
 
 
 def aspect_buckets(resolution: int, *, step: int = 64, longest: float = 2.0) -> tuple[Size, ...]:
@@ -79,19 +83,31 @@ def merge_small(chosen: Indices, buckets: Sequence[Size], least: int) -> Indices
 def picture_sizes(source: Source, cache: Path | None = None) -> np.ndarray:
     """Heights and widths of all targets, (N, 2) int32, from the first bytes of their files.
 
-    They are kept in the folder `cache`, if there is one. Raises CldmError for a picture that can't
-    be read.
+    They are kept in the folder `cache`, if there is one, until a file is another. Raises CldmError
+    for a picture that can't be read.
     """
-    made = stored_arrays(cache, "sizes", source.stamp(), lambda: {"sizes": _read_sizes(source)})
-    return made["sizes"]
+    if cache is None:
+        return _read_sizes(source)
+    key = source.stamp() if source.shards is not None else f"{source.stamp()}|{_stamps(source)}"
+    return stored_arrays(cache, "sizes", key, lambda: {"sizes": _read_sizes(source)})["sizes"]
+
+
+def _stamps(source: Source) -> str:
+    """Another text once a target is another: folders and tables know names alone."""
+    digest = hashlib.sha256()
+    for stamps in _of_targets(source, lambda target: target.stamp().encode("utf-8", "replace")):
+        digest.update(b"|".join(stamps))
+    return digest.hexdigest()
 
 
 def _read_sizes(source: Source) -> np.ndarray:
-    sizes = np.zeros((len(source), 2), np.int32)
+    sizes = [np.array(part, np.int32) for part in _of_targets(source, lambda one: one.size())]
+    return np.concatenate(sizes)
+
+
+def _of_targets(source: Source, read: Callable[[Stored], T]) -> Iterator[list[T]]:
+    """What is read of each target, in pieces of CHUNK."""
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(source), CHUNK):
             rows = range(start, min(start + CHUNK, len(source)))
-            sizes[rows.start : rows.stop] = list(
-                pool.map(lambda index: source[index].target.size(), rows)
-            )
-    return sizes
+            yield list(pool.map(lambda index: read(source[index].target), rows))

@@ -337,6 +337,13 @@ def test_sizes_are_read_once_and_kept(mixed, tmp_path):
     assert np.array_equal(picture_sizes(mixed, tmp_path), sizes)
 
 
+def test_the_size_of_a_picture_that_was_changed_is_read_again(tmp_path):
+    source = open_source(write_prompt_json(tmp_path / "data", 2))
+    assert picture_sizes(source, tmp_path / "cache").tolist() == [[64, 64], [64, 64]]
+    write_picture(picture(0, 64, 128), tmp_path / "data" / "target" / "0.png")
+    assert picture_sizes(source, tmp_path / "cache").tolist() == [[64, 128], [64, 64]]
+
+
 def test_bucketed_batches_are_of_one_size_and_cover_the_data(mixed):
     data = batches(mixed, buckets=SHAPES, batch_size=2)
     found = [data[index] for index in range(data.per_epoch)]
