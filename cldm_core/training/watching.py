@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import CldmError
 from .convergence import Convergence, find
 
 if TYPE_CHECKING:
     from torch import nn
 
     from .config import TrainConfig
-    from .evaluate import Evaluation, Evaluator
+    from .evaluate import Evaluation, Evaluator, HeldOut
     from .history import History
 
 Say = Callable[[str], None]
@@ -42,6 +44,7 @@ class Watcher:
         self.best_score: float | None = None
         self.convergence: Convergence | None = None
         self.loss = math.nan
+        self._held_out = _named(evaluator.held_out) if evaluator else ""
         self._sign = -1.0 if evaluator and not evaluator.score.higher_is_better else 1.0
         self._scores: dict[int, float | None] = {}
         self._losses: list[float] = []
@@ -51,9 +54,12 @@ class Watcher:
         """Goes on from a step, or anew from None: what was noted after it is dropped.
 
         evaluated: whether all was written of the evaluation of that step; else it is done again.
+        Raises CldmError where other pairs are held out than before.
         """
         if self.history is None:
             return
+        if step is not None and self.evaluator is not None:
+            self._check_held_out(self.history)
         self.history.rewind(-1 if step is None else step)
         for row in self.history.read():
             if "zero_norms" in row and (evaluated or row["step"] != step):
@@ -80,7 +86,7 @@ class Watcher:
             return False
         evaluation = self.evaluator(net, step)
         if self.history is not None:
-            self.history.note(step, **evaluation.numbers())
+            self.history.note(step, **evaluation.numbers(), held_out=self._held_out)
         self._tell(evaluation)
         if self.shown is not None:
             self.shown(evaluation)
@@ -111,6 +117,15 @@ class Watcher:
             numbers = {"loss": self.loss, "lr": rate, "grad_norm": norm}
             self.history.note(step, **numbers, seconds_per_step=seconds)
 
+    def _check_held_out(self, history: History) -> None:
+        if any(row.get("held_out", self._held_out) != self._held_out for row in history.read()):
+            raise CldmError(
+                "Other pairs are held out than before, as the data holds others: pairs that were "
+                "trained on would be scored. Take the data as it was, leave evaluations out "
+                "(evaluate_every 0), or start anew in another folder; there init goes on from the "
+                "net of this one."
+            )
+
     def _is_best(self, score: float) -> bool:
         """Whether it is better than all before it; it is then the best."""
         best = self.best_score
@@ -127,3 +142,9 @@ class Watcher:
         if found is not None and str(found) != str(self.convergence):
             self.say(str(found))
         self.convergence = found
+
+
+def _named(held_out: Sequence[HeldOut]) -> str:
+    """Another text for other pairs, or another order."""
+    names = "\n".join(one.name for one in held_out)
+    return hashlib.sha256(names.encode("utf-8", "replace")).hexdigest()[:16]

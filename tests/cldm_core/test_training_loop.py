@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from controlnet_pack.cldm_core.training import min_snr, training_loss
 from controlnet_pack.cldm_core.training.batches import Batch
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.ema import Ema
-from controlnet_pack.cldm_core.training.evaluate import Evaluation
+from controlnet_pack.cldm_core.training.evaluate import Evaluation, HeldOut
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import SKIPPED_AT_MOST, Fitted, fit
 from controlnet_pack.cldm_core.training.noise import draw
@@ -160,6 +161,7 @@ class Scores:
 
     numbers: Sequence[float | None]
     name: str = "edge_f1"
+    held_out: Sequence[HeldOut] = ()
     asked: list[int] = field(default_factory=list)
     sums: list[float] = field(default_factory=list)
 
@@ -222,6 +224,16 @@ def test_a_resumed_run_knows_what_was_best_and_evaluates_nothing_twice(tmp_path:
     )  # fmt: skip
     assert scores.asked == [6]
     assert fitted.score == 0.9
+
+
+def test_pairs_that_were_trained_on_are_not_scored_later(tmp_path: Path) -> None:
+    hint = np.zeros((64, 64, 3), np.uint8)
+    before, now = ([HeldOut(name, "", hint) for name in names] for names in ("ab", "ac"))
+    run(tmp_path, steps=2, evaluate_every=2, evaluator=Scores([0.1, 0.2], held_out=before))
+    with pytest.raises(CldmError, match="Other pairs are held out than before"):
+        run(tmp_path, evaluate_every=2, evaluator=Scores([0.3], held_out=now), resume=True)
+    again = Scores([0.3, 0.4], held_out=before)
+    assert run(tmp_path, evaluate_every=2, evaluator=again, resume=True).score == 0.4
 
 
 def test_an_evaluation_that_was_cut_off_is_done_again(tmp_path: Path) -> None:

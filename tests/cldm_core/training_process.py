@@ -94,6 +94,7 @@ class Unscored:
     """An evaluator that samples nothing."""
 
     score = SCORES["edge_f1"]
+    held_out = ()
 
     def __call__(self, net: nn.Module, step: int) -> Evaluation:
         return Evaluation(step, None, (), ())
