@@ -16,6 +16,7 @@ import comfy.model_management
 import comfy.model_sampling
 import folder_paths
 import torch
+from comfy import weight_adapter
 from world import bytes_held, sentence
 
 LATE = (".cldm_core.training", ".cldm_core.sheets", ".cldm_core.pipeline", ".nodes.host.training")
@@ -136,25 +137,37 @@ def no_accelerate():
 
 
 def keys():
-    """Of which other encoders the key in caches is that of the plain ones."""
+    """Which keys of encoders in caches are as they should be."""
     weights = clip.cond_stage_model.state_dict()
     name = next(key for key in weights if "mlp.fc1.weight" in key)
-    skipped, patched = clip.clone(), clip.clone()
+    skipped = clip.clone()
     skipped.clip_layer(-2)
-    patched.add_patches({name: (torch.ones_like(weights[name]),)})
+
+    def lora(strength=1.0, weight=1.0):
+        up, down = (torch.full((size, 1), weight) for size in weights[name].shape)
+        adapter = weight_adapter.LoRAAdapter(set(), (up, down.T, 1.0, None, None, None))
+        other = clip.clone()
+        other.add_patches({name: adapter}, strength)
+        return other
+
     own = model.model
     sd15 = SimpleNamespace(model_config=own.model_config, latent_format=latents.SD15())
 
     def key(clip=clip, model=model):
         return base.HostEncoders(model, clip, vae).key
 
-    plain, lora = key(), key(patched)
-    different = {"layer": key(skipped), "LoRA": lora}
-    different["latent format"] = key(model=SimpleNamespace(model=sd15))
+    plain, patched = key(), lora()
+    keys = {"plain": plain, "layer": key(skipped), "LoRA": key(patched)}
+    keys |= {"strength": key(lora(0.5)), "other LoRA": key(lora(weight=2.0))}
+    keys["latent format"] = key(model=SimpleNamespace(model=sd15))
     with torch.inference_mode():
         base.HostEncoders(model, patched, vae).texts(["a hut"], [None])
-    loaded = {"plain": key() == plain, "LoRA": key(patched) == lora}
-    return [what for what, other in different.items() if other == plain], loaded
+    again = {"plain": key(), "LoRA": key(patched)}
+    return {
+        "different": len(set(keys.values())) == len(keys),
+        "loaded": all(keys[name] == found for name, found in again.items()),
+        "read again": key(lora()) == keys["LoRA"],
+    }
 
 
 def schedules():
