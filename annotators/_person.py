@@ -18,6 +18,7 @@ WEIGHTS = Weights(
     sha256="9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
     licence="Apache-2.0",
     commercial=True,
+    local_names=("mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite",),
     source=(
         "https://pypi.org/project/mediapipe/0.10.21/#files (the wheel is a zip archive: "
         "mediapipe/modules/selfie_segmentation)"

@@ -45,7 +45,12 @@ class Dataset:
         """From a picture (H, W, 3), uint8 RGB, to its hint."""
         if self.annotator is None:
             return None
-        return partial(_hint, self.annotator)
+        from ..cldm_core.training.made_hints import maker_key
+
+        made = partial(_hint, self.annotator)
+        # By the annotator's settings and weights too: its name alone would find hints of others.
+        made.key = maker_key(ANNOTATORS[self.annotator])  # type: ignore[attr-defined]
+        return made
 
 
 def _hint(name: str, picture: Any) -> Any:
