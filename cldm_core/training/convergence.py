@@ -32,10 +32,10 @@ LEAST_NOISE = 0.01
 """Noise of one evaluation that is always reckoned with, in spans of the score."""
 CLEAR = 4.0
 """How many times the noise a rise must be."""
-RISE_SHARE, WIDTH_SHARE = 0.4, 0.25
+RISE_SHARE, WIDTH_SHARE = 0.4, 0.5
 """Sudden is a rise of which this share falls into a window this share as long as what was before.
 
-In the same window a straight line rises by at most 0.2 of its whole rise."""
+In the same window a straight line rises by at most a third of its whole rise."""
 EVIDENCE, EVIDENCE_OF_A_PART = 6.0, 12.0
 """By how much BIC must prefer a jump to a smooth curve: "strong" (Kass and Raftery 1995).
 
@@ -88,7 +88,7 @@ def find(curve: History | Curve, score: Score | None = None) -> Convergence | No
     more slowly. It is found where all of this holds: the new level has held for 3 evaluations; the
     rise is at least 0.05 spans of the score and 4 times the noise (robust, of what is left beside
     the fit); 0.4 of the whole rise lies between two neighbouring evaluations, or in a window of at
-    most a quarter of the steps before it; and the fit is better than a constant, a line and a
+    most half of the steps before it; and the fit is better than a constant, a line and a
     parabola by 6 in BIC. So neither slow rises nor single spikes are taken for a jump. More
     evaluations on the new level don't unsay it; falling back does, and is said.
     """

@@ -276,3 +276,14 @@ def test_steps_below_zero_are_refused() -> None:
 
 def test_the_example_is_right() -> None:
     assert doctest.testmod(convergence) == (0, 2)
+
+
+def test_a_rehearsals_jump_is_named_however_often_it_was_evaluated() -> None:
+    # benchmarks/results/rehearsal-pictures.json: the embedded model learns Canny edges.
+    scores = [0.2585, 0.279, 0.2851, 0.2896, 0.3007, 0.4289, 0.5385, 0.5918, 0.6141, 0.624]
+    curve = [(50 * index, value) for index, value in enumerate([*scores, 0.6428, 0.6513, 0.6588])]
+
+    for found in (find(curve), find(curve[::2])):
+        assert found is not None
+        assert found.between == (200, 300)
+        assert 255 <= found.step <= 270
