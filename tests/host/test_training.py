@@ -486,6 +486,10 @@ def test_whether_the_host_has_put_a_lora_in_is_nothing_to_the_cache(found) -> No
     assert found("keys")["loaded"]
 
 
+def test_made_hints_are_known_by_their_annotator_s_weights(found) -> None:
+    assert found("makers") == [True, True]
+
+
 @pytest.mark.parametrize(("schedule", "largest"), [("zero terminal SNR", "4518.8"), ("EDM", "120")])
 def test_a_model_of_another_noise_schedule_is_refused(found, schedule, largest) -> None:
     told = found("schedules")

@@ -6,6 +6,7 @@ import sys
 import traceback
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -274,6 +275,19 @@ def words():
     return data.CIRCLES == config.CIRCLES, {name: shown[name] == core[name] for name in shown}
 
 
+def makers():
+    """Whether hints that an annotator makes with other settings or weights have another key."""
+    records, kept = data.ANNOTATORS, data.ANNOTATORS["pidinet"]
+    dataset = data.Dataset(DATASET.source, "pidinet")
+    first, again = dataset.maker.key, dataset.maker.key
+    other = replace(kept, weights=tuple(replace(one, sha256="0") for one in kept.weights))
+    records["pidinet"] = other
+    try:
+        return first == again, dataset.maker.key != first
+    finally:
+        records["pidinet"] = kept
+
+
 def answer(case):
     try:
         return {"found": case()}
@@ -282,5 +296,5 @@ def answer(case):
 
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
-cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps)
+cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps, makers)
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
