@@ -22,13 +22,8 @@ sys.path.insert(0, str(ROOT))
 from cldm_core import SD15, ControlledUNet, ControlNet, ControlNetConfig, NoiseSchedule  # noqa: E402
 from cldm_core.training import lean, make_trainable, training_loss  # noqa: E402
 
-FULL, FULL_LEAN, DIFFUSERS, OURS = "full", "full_lean", "diffusers", "ours"
-ROWS = {
-    FULL: "full fine-tuning of the UNet",
-    FULL_LEAN: "the same in our layers",
-    DIFFUSERS: "diffusers' train_controlnet",
-    OURS: "ours",
-}
+FULL, FULL_LEAN, DIFFUSERS = "full", "full_lean", "diffusers"
+OURS, OURS_PLAIN = "ours", "ours_plain"
 SMALL = replace(SD15, model_channels=32)
 TOKENS = 77
 SLICE = 1 << 26
@@ -71,11 +66,13 @@ def full(config: Any, device: torch.device, half: bool, checkpointing: bool, lea
     return Task((unet,), list(unet.parameters()), loss)
 
 
-def ours(config: Any, device: torch.device, half: bool, checkpointing: bool) -> Task:
+def ours(config: Any, device: torch.device, half: bool, checkpointing: bool, lean_: bool) -> Task:
     """A ControlNet by training_loss; in half precision as accelerate runs it."""
     unet = filled(lambda: ControlledUNet(config), device, torch.bfloat16 if half else None)
     net = filled(lambda: ControlNet(ControlNetConfig(config)), device)
-    trainable = make_trainable("controlnet", unet, init=net, checkpointing=checkpointing)
+    trainable = make_trainable(
+        "controlnet", unet, init=net, checkpointing=checkpointing, lean_layers=lean_
+    )
     wrapped = Autocast(trainable.net, device) if half else trainable.net
     schedule = NoiseSchedule()
 
@@ -128,7 +125,9 @@ def diffusers(config: Any, device: torch.device, half: bool, checkpointing: bool
 def task_of(row: str, config: Any, device: torch.device, half: bool, checkpointing: bool) -> Task:
     if row in (FULL, FULL_LEAN):
         return full(config, device, half, checkpointing, row == FULL_LEAN)
-    return {DIFFUSERS: diffusers, OURS: ours}[row](config, device, half, checkpointing)
+    if row in (OURS, OURS_PLAIN):
+        return ours(config, device, half, checkpointing, row == OURS)
+    return diffusers(config, device, half, checkpointing)
 
 
 class Autocast(nn.Module):

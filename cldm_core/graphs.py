@@ -36,31 +36,33 @@ class _Recording:
     result: Residuals
 
     def play(self, inputs: Inputs) -> Residuals:
-        """What the net gives for these inputs, in tensors of the caller's."""
+        """What the net gives for these inputs, in the recording's own tensors."""
         for held, given in zip(self.inputs, inputs, strict=True):
             if held is not None and given is not None:
                 held.copy_(given)
         self.graph.replay()
-        # The next call writes over the recording's own.
-        return map_residuals(torch.clone, self.result)
+        return self.result
 
 
 class RecordedNet:
     """Calls of a net, recorded when they repeat and played from then on.
 
-    Takes what the net takes, by position, all of it tensors or None, and gives what it gives, in
-    tensors that nobody else writes to. The first call of each size and type runs the net, and so
-    does every call that can't be recorded: on another device, with weights elsewhere, with too
-    little memory left. Weights that change in place are seen; where one has moved, everything is
-    recorded anew. Recordings hold memory: call `drop` when the sampling ends.
+    Takes what the net takes, by position, all of it tensors or None, and gives what it gives. The
+    first call of each size and type runs the net, and so does every call that can't be recorded:
+    on another device, with weights elsewhere, with too little memory left. Weights that change in
+    place are seen; where one has moved, everything is recorded anew. Recordings hold memory: call
+    `drop` when the sampling ends.
+
+    lends: whether results may be the recording's own tensors, which the next call writes over.
+    That saves one set of residuals. Otherwise they are the caller's.
 
     Not for nets that read what isn't a parameter or buffer of theirs, nor for those that may wait
     for the GPU in their forward: CUDA refuses to record that, and with the allocator
     cudaMallocAsync PyTorch ends the process over it.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self.net = net
+    def __init__(self, net: nn.Module, *, lends: bool = False) -> None:
+        self.net, self.lends = net, lends
         self.able = torch.cuda.is_available() and torch.version.hip is None
         self.played = 0
         # Before it is recorded, a key has the shapes of its result, on the device `meta`.
@@ -98,13 +100,16 @@ class RecordedNet:
                 return self._run(inputs)
             self._recordings[key] = recording = made
         self.played += 1
-        return recording.play(inputs)
+        found = recording.play(inputs)
+        return found if self.lends else map_residuals(torch.clone, found)
 
     def drop(self) -> None:
-        """Gives the memory back, when what was played is done on whatever stream it was."""
+        """Gives the memory back, when what was played and lent is done with on either stream."""
         if self._recordings:
             for device in {key[0][2] for key in self._recordings if key[0]}:
-                torch.cuda.current_stream(device).wait_stream(side_stream(device))
+                side, current = side_stream(device), torch.cuda.current_stream(device)
+                current.wait_stream(side)
+                side.wait_stream(current)
         self._recordings.clear()
 
     def _run(self, inputs: Inputs) -> Residuals:

@@ -146,6 +146,12 @@ class TrainConfig:
     checkpointing: bool = option(
         False, SPEED, "compute activations twice instead of keeping them: less memory, more time"
     )
+    lean: bool = option(
+        True,
+        SPEED,
+        "layers that keep a third of what PyTorch's keep, and compute a little twice for it; false "
+        "is for GPUs with memory to spare",
+    )
 
     out: str = option("output/training", SAVING, "folder of everything that the run writes")
     save_every: int = option(500, SAVING, "steps between checkpoints", least=1)
@@ -178,6 +184,11 @@ class TrainConfig:
         if self.rank is not None and self.kind == "controlnet":
             raise CldmError(
                 f"rank is {self.rank} and kind is controlnet, which has none: leave it out."
+            )
+        if self.checkpointing and not self.lean:
+            raise CldmError(
+                "checkpointing is true and lean is false, but one saves memory and the other "
+                "spends it: leave one of them out."
             )
         named_columns(self.columns)
         if self.annotator is not None and not all(self.annotator.partition(":")[::2]):

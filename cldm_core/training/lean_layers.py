@@ -44,6 +44,11 @@ def lean(net: M, *, checkpointing: bool = False) -> M:
     return _view(net, CHECKPOINTED if checkpointing else LEAN)
 
 
+def plain(net: M) -> M:
+    """A view of a UNet or control net in the layers that it has; as in `lean`, the net stays."""
+    return _view(net, {})
+
+
 class LeanConv2d(nn.Conv2d):
     """A convolution that keeps nothing where its weights are frozen."""
 
@@ -199,7 +204,7 @@ def _view(module: M, swaps: Swaps) -> M:
     view._modules = {
         name: None
         if child is None
-        else _view(child, HINT_LAYERS if name == HINT_ENCODER else swaps)
+        else _view(child, HINT_LAYERS if swaps and name == HINT_ENCODER else swaps)
         for name, child in module._modules.items()
     }
     return view

@@ -146,6 +146,7 @@ def make_net(config: TrainConfig, unet: ControlledUNet) -> Trainable:
             only_mid_control=config.only_mid_control,
             rank=None if config.init is not None else config.rank,
             checkpointing=config.checkpointing,
+            lean_layers=config.lean,
         )
 
 

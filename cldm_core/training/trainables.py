@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ from ..projections import Projection, projections
 from ..surgery import add_control
 from ..unet import ControlledUNet
 from .frozen import HALF
-from .lean_layers import lean
+from .lean_layers import lean, plain
 
 Kind = Literal["controlnet", "control_lora", "lllite"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -40,7 +41,7 @@ NOUNS = {
 
 @dataclass(frozen=True, eq=False)
 class Trainable:
-    """A net with the UNet that it learns to steer, both in lean layers.
+    """A net with the UNet that it learns to steer, both in the layers that they train in.
 
     unet and net are what `training_loss` takes, wrapped or not; only_mid_control goes to it too.
     Only parameters() require gradients.
@@ -87,6 +88,7 @@ def make_trainable(
     only_mid_control: bool = False,
     rank: int | None = None,
     checkpointing: bool = False,
+    lean_layers: bool = True,
     hint_channels: int = 3,
 ) -> Trainable:
     """What is trained of a net of this kind on this UNet, and the rest frozen.
@@ -98,7 +100,8 @@ def make_trainable(
     configure_optimizers of lllyasviel/ControlNet does; the paper does so at the end, at a low
     learning rate. only_mid_control: the net's zero convolutions of the skip connections don't
     train, as nothing of them is added. rank: of a new Control-LoRA (128), width of a new LLLite
-    (64). checkpointing: blocks are computed twice, which takes less memory.
+    (64). checkpointing: blocks are computed twice, which takes less memory. lean_layers: False has
+    PyTorch's own layers, which keep more for the backward pass and compute nothing twice.
 
     The UNet's weights are shared, not copied: this sets which of them require gradients, and with
     sd_locked=False training changes them. A net in half precision becomes fp32. New numbers are
@@ -120,14 +123,15 @@ def make_trainable(
     net.to(weight.device, torch.float32 if _is_half(net) else None).requires_grad_(True)
     if only_mid_control:
         net.zero_convs.requires_grad_(False)
+    view = partial(lean, checkpointing=checkpointing) if lean_layers or checkpointing else plain
     unet.requires_grad_(False)
     if not sd_locked:
         unet.output_blocks.requires_grad_(True)
         unet.out.requires_grad_(True)
     return Trainable(
         kind,
-        lean(unet, checkpointing=checkpointing).train(not sd_locked),
-        lean(net, checkpointing=checkpointing).train(),
+        view(unet).train(not sd_locked),
+        view(net).train(),
         only_mid_control,
         sd_locked,
     )

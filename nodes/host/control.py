@@ -110,7 +110,9 @@ class HostControl(Steered):
         self.model_config = unet_config_of(model)
         self.weights = self.settings.weights(self.net)
         if self.settings.record_calls and _can_be_recorded(self.net):
-            self.recorded = RecordedNet(self.net)
+            # Nobody reads a call's residuals once the next one begins, but these two.
+            kept = self.settings.reuse > 1 or self.record is not None
+            self.recorded = RecordedNet(self.net, lends=not kept)
         if self.applied is not None:
             self.applied.weights = self.weights
 

@@ -21,14 +21,17 @@ from .test_parity import GOLDENS, relative
 TOLERANCES = (1e-4, 1e-3, 1e-3)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+WAYS = {"lean": {}, "checkpointed": {"checkpointing": True}, "plain": {"lean_layers": False}}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("training", TRAINING, ids=lambda training: training.case.name)
-def test_three_steps(training: TrainingCase, checkpointing: bool) -> None:
+def test_three_steps(training: TrainingCase, way: str) -> None:
     path = GOLDENS / f"{training.case.name}.safetensors"
     golden = load_file(path)
     with safe_open(path, "pt") as file:
         names = json.loads(file.metadata()["parameters"])
-    trainable = _trainable(training, checkpointing)
+    trainable = _trainable(training, **WAYS[way])
     weights = _weights(trainable)
     frozen = [
         (weight, weight.clone())
@@ -64,7 +67,7 @@ def _weights(trainable: Trainable) -> dict[str, Tensor]:
     return {name: weight for name, weight in both.items() if weight.requires_grad}
 
 
-def _trainable(training: TrainingCase, checkpointing: bool) -> Trainable:
+def _trainable(training: TrainingCase, **way: bool) -> Trainable:
     case = training.case
     control_config = ControlNetConfig.from_params(case.control_params)
     return make_trainable(
@@ -73,7 +76,7 @@ def _trainable(training: TrainingCase, checkpointing: bool) -> Trainable:
         init=seeded_module(ControlNet, control_config, CONTROL_SEED),
         sd_locked=training.sd_locked,
         only_mid_control=training.only_mid_control,
-        checkpointing=checkpointing,
+        **way,
     )
 
 

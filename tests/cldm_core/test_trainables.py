@@ -25,7 +25,7 @@ from controlnet_pack.cldm_core.control_lora import BoundControlNet
 from controlnet_pack.cldm_core.training import lllite_for, make_trainable
 from controlnet_pack.cldm_core.training.trainables import KINDS
 
-from .training_cases import SMALL, gradients, net_of, step_of, unet_of
+from .training_cases import SMALL, gradients, kept, net_of, step_of, unet_of
 
 CLASSES = {
     "controlnet": ControlNet,
@@ -61,6 +61,29 @@ def test_a_new_net_changes_nothing(kind):
     plain = unet(step.latents, step.timesteps, step.context)
     assert torch.equal(output(trainable.unet, trainable.net), plain)
     assert isinstance(trainable.net, CLASSES[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lean_layers_can_be_left_out(kind):
+    found = []
+    for lean_layers in (True, False):
+        torch.manual_seed(1)
+        unet = unet_of()
+        trainable = make_trainable(kind, unet, lean_layers=lean_layers)
+        classes = [type(module) for module in unet.modules()]
+        with kept(trainable.unet, trainable.net) as saved:
+            loss = step_of().loss(trainable.unet, trainable.net)
+        loss.backward()
+        alike = classes == [type(module) for module in trainable.unet.modules()]
+        found.append((alike, saved.bytes, loss.item(), gradients(trainable.net)))
+    (lean, few, loss, leaned), (plain, many, same, gradient) = found
+    assert plain
+    assert not lean
+    assert few < many
+    assert loss == same
+    assert leaned.keys() == gradient.keys()
+    for name, value in gradient.items():
+        torch.testing.assert_close(leaned[name], value, rtol=1e-3, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

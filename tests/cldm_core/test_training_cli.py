@@ -151,6 +151,7 @@ WRONG = [
     ("annotator: canny", "annotator is 'canny', expected MODULE:FUNCTION"),
     ("columns: edges", "columns is 'edges', expected ROLE=NAME with a role of target, hint"),
     ("kind: lllite\nonly_mid_control: true", "a ControlNet-LLLite steers nothing in the middle"),
+    ("checkpointing: true\nlean: false", "checkpointing is true and lean is false, but"),
     ("learning_rate: 1", "There is no option 'learning_rate': docs/training.md has all of them."),
     ("batchsize: 1", "There is no option 'batchsize': did you mean batch_size?"),
     ("- lr", "holds list, expected lines such as ema: 0.9999."),

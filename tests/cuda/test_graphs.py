@@ -55,6 +55,21 @@ def test_results_are_the_caller_s() -> None:
     assert all(torch.equal(a, b) for a, b in zip(items(first), kept, strict=True))
 
 
+def test_what_is_lent_is_the_recording_s_own_until_the_next_call() -> None:
+    net = make()
+    recorded = RecordedNet(net, lends=True)
+    addresses = set()
+    for seed in range(4):
+        given = inputs(seed)
+        with torch.inference_mode():
+            found = recorded(*given)
+            assert same(net(*given), found)
+        if recorded.played:
+            addresses.add(items(found)[0].data_ptr())
+    assert recorded.played == 3
+    assert len(addresses) == 1
+
+
 def test_sizes_take_turns() -> None:
     net = make()
     recorded = RecordedNet(net)

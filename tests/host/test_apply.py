@@ -273,3 +273,18 @@ def test_a_copy_with_a_part_of_the_hint_is_controlled_by_that(applied) -> None:
     answer = applied("areas", "crop_by_others")
     assert answer["apart"] == 0
     assert answer["effect"] > 0.01
+
+
+# --- recordings ---
+
+
+def test_nobody_reads_lent_residuals_after_the_next_call(applied) -> None:
+    for name, answer in applied("lent", "latents").items():
+        lends = name not in ("reuse", "record")
+        assert set(answer["lent"]) == {lends}, name
+        assert bool(answer["spoilt"]) is lends, name
+        assert answer["apart"] == 0, name
+
+
+def test_lent_residuals_that_are_read_too_late_are_seen(applied) -> None:
+    assert applied("lent", "steps_apart") == {"finite": False}
