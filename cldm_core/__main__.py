@@ -189,9 +189,10 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size",
-        type=int,
-        help="side of the square picture in pixels (default: the model's own, 128 embedded, 1024 "
-        "SDXL, 768 SD 2.1 with v, else 512)",
+        type=_size,
+        metavar="SIZE",
+        help="of the picture in pixels, 512 or 768x512, width first; a hint is cut to it (default: "
+        "the model's own, 128 embedded, 1024 SDXL, 768 SD 2.1 with v, else 512)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="the first picture's seed (%(default)s)"
@@ -205,6 +206,12 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="number type of the nets; auto is fp16 on cuda, else fp32",
     )
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height of "512" or "768x512"."""
+    width, _, height = text.lower().partition("x")
+    return int(width), int(height or width)
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from .control_lora import BoundControlNet
 from .errors import CldmError
 from .hooks import named_function
 from .modes import weights_for
-from .pictures import check_writable, read_picture, side_by_side, square, write_picture
+from .pictures import check_writable, middle, read_picture, side_by_side, write_picture
 from .pipeline import Picture, Pipeline, Settings, to_hint
 from .schedule import Schedule
 from .union import UnionControlNet, control_type_names, control_type_number
@@ -38,7 +38,7 @@ def demo(picture: Path | None, prompt: str | None, out: Path, seed: int) -> None
     """Hint of a picture, then the embedded model with and without it, side by side in `out`."""
     check_writable(out)
     settings = replace(TINY_SETTINGS, seed=seed)
-    original = square(read_picture(picture or tiny.EXAMPLE), tiny.SIZE)
+    original = middle(read_picture(picture or tiny.EXAMPLE), tiny.SIZE, tiny.SIZE)
     prompt = prompt if prompt is not None else ("" if picture else tiny.EXAMPLE_PROMPT)
     hint = make_hint("annotators:canny", original)
     pipeline = tiny.load_pipeline()
@@ -60,7 +60,7 @@ def sample(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments)
     check_writable(arguments.out)
     check_device(device_of(arguments))
-    controls = _controls(arguments, settings.width)
+    controls = _controls(arguments, settings)
     pipeline = open_pipeline(arguments)
     controls = [bound(control, pipeline) for control in controls]
     with progress_bar("sampling") as progress:
@@ -120,25 +120,26 @@ def make_hint(annotator: str, picture: Picture) -> Picture:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """How pictures are sampled; what isn't given is the model's own."""
     guidance = FULL_GUIDANCE if arguments.checkpoint else TINY_GUIDANCE
-    size = own_size(arguments) if arguments.size is None else arguments.size
+    width, height = own_size(arguments) if arguments.size is None else arguments.size
     return Settings(
         steps=arguments.steps,
         guidance=guidance if arguments.guidance is None else arguments.guidance,
         seed=arguments.seed,
-        width=size,
-        height=size,
+        width=width,
+        height=height,
         count=getattr(arguments, "count", 1),
         scheduler=arguments.scheduler,
     )
 
 
-def own_size(arguments: argparse.Namespace) -> int:
-    """The side in pixels that the model was made for."""
+def own_size(arguments: argparse.Namespace) -> tuple[int, int]:
+    """Width and height in pixels that the model was made for."""
     if arguments.checkpoint is None:
-        return tiny.SIZE
+        return tiny.SIZE, tiny.SIZE
     from .single_file import size_of
 
-    return size_of(arguments.checkpoint, arguments.prediction)
+    side = size_of(arguments.checkpoint, arguments.prediction)
+    return side, side
 
 
 def device_of(arguments: argparse.Namespace) -> str:
@@ -182,7 +183,7 @@ def open_pipeline(arguments: argparse.Namespace) -> Pipeline:
     )
 
 
-def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
+def _controls(arguments: argparse.Namespace, settings: Settings) -> list[Control]:
     if arguments.controlnet is None:
         if arguments.hint:
             raise CldmError(
@@ -191,7 +192,7 @@ def _controls(arguments: argparse.Namespace, size: int) -> list[Control]:
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
-    hint = to_hint(_hint(arguments, size)).to(device_of(arguments))
+    hint = to_hint(_hint(arguments, settings)).to(device_of(arguments))
     net = open_net(arguments)
     hints = typed(hint, net, arguments)
     return [
@@ -246,6 +247,6 @@ def bound(control: Control, pipeline: Pipeline) -> Control:
     return replace(control, net=control.net.bind(pipeline.unet.state_dict()))
 
 
-def _hint(arguments: argparse.Namespace, size: int) -> Picture:
-    picture = square(read_picture(arguments.hint), size)
+def _hint(arguments: argparse.Namespace, settings: Settings) -> Picture:
+    picture = middle(read_picture(arguments.hint), settings.width, settings.height)
     return make_hint(arguments.annotator, picture) if arguments.annotator else picture

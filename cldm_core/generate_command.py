@@ -22,8 +22,8 @@ from .commands import (
 )
 from .control import Control
 from .errors import CldmError
-from .pictures import square
-from .pipeline import Picture, to_hint
+from .pictures import middle
+from .pipeline import Picture, Settings, to_hint
 
 if TYPE_CHECKING:
     from .training.pairs import Pair
@@ -50,7 +50,7 @@ def generate(arguments: argparse.Namespace) -> None:
         with progress_bar("pairs") as progress:
             for number in range(len(writer), total):
                 pair = source[number // arguments.copies]
-                hint = _hint_of(pair, arguments.annotator, settings.width)
+                hint = _hint_of(pair, arguments.annotator, settings)
                 steered = typed(to_hint(hint).to(device), net, arguments)
                 control = bound(Control(net, steered, strength=arguments.strength), pipeline)
                 prompt = pair.prompt if arguments.prompt is None else arguments.prompt
@@ -65,11 +65,11 @@ def generate(arguments: argparse.Namespace) -> None:
     sys.stdout.write("".join(_told(arguments.out, len(writer))))
 
 
-def _hint_of(pair: Pair, annotator: str | None, side: int) -> Picture:
+def _hint_of(pair: Pair, annotator: str | None, settings: Settings) -> Picture:
     """The pair's hint; else what the annotator makes of its picture; else that picture itself."""
-    if annotator is not None:
-        return make_hint(annotator, square(pair.read_target(), side))
-    return square(pair.read_target() if pair.hint is None else pair.read_hint(), side)
+    taken = pair.read_target() if annotator or pair.hint is None else pair.read_hint()
+    picture = middle(taken, settings.width, settings.height)
+    return picture if annotator is None else make_hint(annotator, picture)
 
 
 def _about(arguments: argparse.Namespace) -> dict[str, str]:

@@ -101,16 +101,17 @@ def _encode(picture: Picture, path: Path) -> bytes:
     )
 
 
-def square(picture: Picture, side: int) -> Picture:
-    """The picture's middle square, scaled to side x side."""
+def middle(picture: Picture, width: int, height: int) -> Picture:
+    """The largest middle part with the aspect of width x height, scaled to that."""
     import cv2
 
-    height, width = picture.shape[:2]
-    edge = min(height, width)
-    top, left = (height - edge) // 2, (width - edge) // 2
-    cut = picture[top : top + edge, left : left + edge]
-    method = cv2.INTER_AREA if edge > side else cv2.INTER_CUBIC
-    return np.asarray(cv2.resize(cut, (side, side), interpolation=method), dtype=np.uint8)
+    rows, columns = picture.shape[:2]
+    scale = min(rows / height, columns / width)
+    high, wide = (max(1, round(side * scale)) for side in (height, width))
+    top, left = (rows - high) // 2, (columns - wide) // 2
+    cut = picture[top : top + high, left : left + wide]
+    method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(cut, (width, height), interpolation=method), dtype=np.uint8)
 
 
 def side_by_side(pictures: Sequence[Picture], titles: Sequence[str], *, scale: int = 2) -> Picture:

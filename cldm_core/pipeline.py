@@ -149,7 +149,7 @@ class Pipeline:
             sides.insert(0, Text(context[:1], None if y is None else y[:1]))
         latents = _noise(settings).to(weight) * scheduler.init_noise_sigma
         features = [control.encode(weight) for control in controls]
-        generator = torch.Generator().manual_seed(settings.seed)
+        generators = [torch.Generator().manual_seed(seed) for seed in _seeds(settings)]
         for index, timestep in enumerate(scheduler.timesteps):
             share = index / settings.steps
             active = [
@@ -162,7 +162,7 @@ class Pipeline:
             ]
             x = scheduler.scale_model_input(latents, timestep)
             predicted = self._guided(x, timestep, sides, active, settings.guidance)
-            options = {"generator": generator} if settings.scheduler == "euler_ancestral" else {}
+            options = {"generator": generators} if settings.scheduler == "euler_ancestral" else {}
             latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
             if progress:
                 progress(index + 1, settings.steps)
@@ -261,10 +261,13 @@ def _check_size(hint: Tensor, settings: Settings) -> None:
 
 def _noise(settings: Settings) -> Tensor:
     shape = (1, 4, settings.height // HINT_SCALE, settings.width // HINT_SCALE)
-    seeds = range(settings.seed, settings.seed + settings.count)
-    return torch.cat(
-        [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    )
+    drawn = (torch.Generator().manual_seed(seed) for seed in _seeds(settings))
+    return torch.cat([torch.randn(shape, generator=generator) for generator in drawn])
+
+
+def _seeds(settings: Settings) -> range:
+    """That of each picture."""
+    return range(settings.seed, settings.seed + settings.count)
 
 
 def _to_picture(pixels: Tensor) -> Picture:

@@ -211,6 +211,21 @@ def test_the_embedded_model_draws_at_its_own_size() -> None:
     assert commands.settings_of(sampling("--size", "64")).width == 64
 
 
+def test_pictures_need_not_be_square(tmp_path: Path) -> None:
+    settings = commands.settings_of(sampling("--size", "96x64"))
+    assert (settings.width, settings.height) == (96, 64)
+    out = tmp_path / "wide.png"
+    hint = ("--controlnet", "embedded:canny", "--hint", str(tiny.EXAMPLE))
+    assert main(["sample", "hut", str(out), *hint, "--size", "96x64", "--steps", "1"]) == 0
+    assert read_picture(out).shape == (64, 96, 3)
+
+
+def test_a_size_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sample", "a", "b.png", "--size", "wide"])
+    assert "--size" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("config", "options", "side"),
     [
@@ -219,7 +234,7 @@ def test_the_embedded_model_draws_at_its_own_size() -> None:
         (replace(TINY, prediction="v"), (), 768),
         (replace(TINY, prediction="v"), ("--prediction", "eps"), 512),
         (replace(TINY, adm_in_channels=32), (), 1024),
-        (TINY, ("--size", "64"), 64),
+        (TINY, ("--size", "64x64"), 64),
     ],
 )
 def test_a_checkpoint_draws_at_its_own_size(

@@ -124,6 +124,16 @@ def test_every_scheduler_samples_and_repeats(parts: tuple[Pipeline, ControlNet],
     assert np.array_equal(first, parts[0]("cat", (), settings))
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_seed_gives_the_same_picture_in_every_batch(
+    parts: tuple[Pipeline, ControlNet], name: str
+) -> None:
+    settings = {**vars(SMALL), "scheduler": name}
+    many = parts[0]("cat", (), Settings(**{**settings, "seed": 5, "count": 3}))
+    one = parts[0]("cat", (), Settings(**{**settings, "seed": 6}))
+    assert np.abs(many[1].astype(int) - one[0]).max() <= 1
+
+
 def test_progress_is_told(parts: tuple[Pipeline, ControlNet]) -> None:
     told = []
     parts[0]("cat", (), SMALL, progress=lambda step, steps: told.append((step, steps)))

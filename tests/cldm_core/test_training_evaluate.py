@@ -14,7 +14,7 @@ from torch import nn
 from controlnet_pack.annotators import canny
 from controlnet_pack.cldm_core import CldmError, tiny
 from controlnet_pack.cldm_core.control import Control
-from controlnet_pack.cldm_core.pictures import read_picture, square
+from controlnet_pack.cldm_core.pictures import middle, read_picture
 from controlnet_pack.cldm_core.pipeline import Pipeline, Settings
 from controlnet_pack.cldm_core.training.evaluate import (
     Evaluation,
@@ -34,7 +34,7 @@ QUICK = {"steps": 3, "guidance": 3.0}
 
 
 def picture() -> np.ndarray:
-    return square(read_picture(tiny.EXAMPLE), SIDE)
+    return middle(read_picture(tiny.EXAMPLE), SIDE, SIDE)
 
 
 def held_out(count: int = 2) -> list[HeldOut]:
