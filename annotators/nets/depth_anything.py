@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError, needed
+from ..base import needed
+from ..errors import Unavailable
 from ..pictures import each
 from .pretrained import filled
 
@@ -105,7 +106,7 @@ def _built(tensors: Mapping[str, Tensor], read: list[int]) -> nn.Module:
         fused = tensors["neck.convs.0.weight"].shape[0]
         last = tensors["head.conv2.weight"].shape[0]
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't Depth Anything's."
         ) from None
     backbone = transformers.Dinov2Config(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError
+from ..errors import Unavailable
 from ..keeper import fill
 from .dpt_hybrid import DptHybrid, Sizes
 from .frames import as_array, as_tensor, padded
@@ -28,7 +28,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
         sizes = _sizes(tensors)
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't DPT-Hybrid's."
         ) from None
     with torch.device("meta"):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError
+from ..errors import Unavailable
 from ..keeper import fill
 from .efficientnet import B5, STEM, EfficientNet, Stage
 from .frames import as_tensor, padded, standardised, whole
@@ -143,7 +143,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
         sizes = _sizes(tensors)
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't scannet.pt."
         ) from None
     with torch.device("meta"):

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError, needed
+from ..base import needed
+from ..errors import Unavailable
 from .frames import as_tensor, standardised
 from .pretrained import filled
 
@@ -39,7 +40,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
         config = transformers.OneFormerConfig(**_sizes(transformers, tensors))
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't OneFormer's on Swin."
         ) from None
     model = transformers.OneFormerModel

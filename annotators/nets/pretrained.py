@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..base import AnnotatorError
+from ..errors import Unavailable
 
 
 def filled(
@@ -22,7 +22,7 @@ def filled(
     """`model(config)` with these tensors; transformers gives the public names their own places.
 
     unused: beginnings of names in the file that the model has no place for. optional: ends of names
-    that only the file or only the model has, by the version of transformers. Raises AnnotatorError
+    that only the file or only the model has, by the version of transformers. Raises Unavailable
     with a name that is missing, too much, or of another shape.
     """
     usable = {
@@ -50,7 +50,7 @@ def filled(
         names = [name for name in names if not name.endswith(optional)]
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise AnnotatorError(f"The file of weights {what} {min(names)}{more}: another file?")
+            raise Unavailable(f"The file of weights {what} {min(names)}{more}: another file?")
     filled_net: nn.Module = net
     return filled_net
 

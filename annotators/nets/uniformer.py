@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError
+from ..errors import Unavailable
 from ..keeper import fill
 from .attention import Attention
 from .frames import as_tensor, standardised
@@ -186,13 +186,13 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def sizes_of(tensors: Mapping[str, Tensor]) -> Sizes:
-    """Raises AnnotatorError where these are another net's."""
+    """Raises Unavailable where these are another net's."""
     try:
         widths = [tensors[f"backbone.patch_embed{n}.proj.weight"].shape[0] for n in range(1, 5)]
         head = tensors["decode_head.bottleneck.conv.weight"].shape[0]
         classes = tensors["decode_head.conv_seg.weight"].shape[0]
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't UniFormer's."
         ) from None
     rows = [f"backbone.blocks{stage}." for stage in range(1, 5)]

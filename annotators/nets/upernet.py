@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError, needed
+from ..base import needed
+from ..errors import Unavailable
 from .frames import as_tensor, standardised
 from .pretrained import filled
 
@@ -28,7 +29,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         widths = [tensors[f"{row}0.dwconv.weight"].shape[0] for row in rows]
         classes, hidden = tensors["decode_head.classifier.weight"].shape[:2]
     except KeyError as error:
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {error.args[0]}: it isn't UperNet's on ConvNeXt."
         ) from None
     depths = [

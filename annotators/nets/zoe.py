@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..base import AnnotatorError, needed
+from ..base import needed
+from ..errors import Unavailable
 from .frames import as_tensor
 from .pretrained import filled
 
@@ -34,7 +35,7 @@ def build(tensors: Mapping[str, Tensor]) -> nn.Module:
         config = _config(transformers, tensors)
     except (KeyError, StopIteration) as error:
         what = error.args[0] if error.args else "relative_position_bias_table"
-        raise AnnotatorError(
+        raise Unavailable(
             f"The file of weights lacks {what}: it isn't ZoeDepth's of transformers."
         ) from None
     net: Any = filled(transformers.ZoeDepthForDepthEstimation, config, tensors)
