@@ -81,6 +81,14 @@ def test_texts_of_schedules_can_be_read() -> None:
     assert all(f"`{name}`" in PAGE or f" {name}" in PAGE for name in EASINGS)
 
 
+def test_one_number_for_each_step_needs_the_last_one_twice() -> None:
+    assert "for one number for each step write the last one twice" in PAGE
+    numbers = [step / 7 for step in range(STEPS)]
+    spread = Schedule.parse(", ".join(f"{number:.6f}" for number in [*numbers, numbers[-1]]))
+    found = [spread.at(step / STEPS) for step in range(STEPS)]
+    assert found == pytest.approx(numbers, abs=1e-6)
+
+
 def test_texts_of_frames_can_be_read() -> None:
     found = texts("## Batches and videos", "## Less time")
     assert len(found) == 3
