@@ -7,12 +7,14 @@ after a process has ended; here what has come is kept and gone on with.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+from filelock import FileLock, Timeout
+from huggingface_hub import HfFileMetadata, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 from huggingface_hub.utils import tqdm as bar  # type: ignore[attr-defined]
@@ -21,7 +23,11 @@ from .progress import tell
 
 
 def into(target: Path, repository: str, file: str, revision: str) -> Path:
-    """The file at `target`; what an interrupted download has left beside it is gone on with."""
+    """The file at `target`; what an interrupted download has left beside it is gone on with.
+
+    Of several processes that want it one fetches it, and the others wait. Raises OSError where
+    what came has another size than the hub says.
+    """
     url = hf_hub_url(repository, file, revision=revision)
     known = get_hf_file_metadata(url)
     headers = build_hf_headers()
@@ -30,7 +36,19 @@ def into(target: Path, repository: str, file: str, revision: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Another version of the file has another tag, and is begun anew.
     part = target.with_name(f"{target.name}.{(known.etag or 'x')[:16]}.part")
+    with _alone(part, target, known.size or 0):
+        if target.is_file():
+            return target
+        _fetch(part, known, headers, target.name)
+        return part.replace(target)
+
+
+def _fetch(part: Path, known: HfFileMetadata, headers: dict[str, str], name: str) -> None:
+    """What the file at `part` lacks; the `name` is for who listens."""
     with part.open("ab") as out:
+        if known.size is not None and out.tell() > known.size:
+            out.seek(0)
+            out.truncate()
         if known.size is None or out.tell() < known.size:
             http_get(
                 known.location,
@@ -38,9 +56,33 @@ def into(target: Path, repository: str, file: str, revision: str) -> Path:
                 resume_size=out.tell(),
                 headers=headers,
                 expected_size=known.size,
-                **_telling(http_get, target.name),
+                **_telling(http_get, name),
             )
-    return part.replace(target)
+    size = part.stat().st_size
+    if known.size not in (None, size):
+        raise OSError(f"{size} bytes came, expected {known.size}")
+
+
+@contextmanager
+def _alone(part: Path, target: Path, size: int) -> Iterator[None]:
+    """Inside, no other process writes the part; who waits is told how far it is."""
+    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    while True:
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            tell(target.name, part.stat().st_size if part.is_file() else 0, size)
+        except NotImplementedError:  # of older versions, where the disk knows no locks
+            break
+    try:
+        yield
+    finally:
+        lock.release()
+        # As long as there is something to fetch, all have to lock the same file.
+        if target.is_file():
+            with suppress(OSError):  # Windows deletes no file that another process has open
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def into_cache(repository: str, file: str, revision: str) -> Path:

@@ -1,14 +1,14 @@
 """Files with weights: what is known about each, where it is looked for, and how it is fetched.
 
 What a user has is taken first: the told folders, then the cache of huggingface_hub. Only then is
-the file downloaded. A file with another digest than the record's is refused.
+the file downloaded. A file with another digest than the record's is passed over, and stays.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -74,7 +74,7 @@ commercial_only: Callable[[], bool] = environment_choice
 """Whether weights that may not be used commercially are switched off; a host sets its own."""
 
 _given: dict[Weights, Path] = {}
-_checked: set[tuple[str, int, int, str]] = set()
+_digests: dict[tuple[str, int, int], str] = {}
 
 
 @contextmanager
@@ -99,26 +99,52 @@ def locate(weights: Weights) -> Path:
             "are switched off here: choose another annotator, or start without "
             f"{COMMERCIAL_VARIABLE} in the environment."
         )
-    found = find(weights)
-    if found is not None:
-        _check(weights, found, "Delete or move that file, and it is downloaded anew.")
-        return found
-    path = _download(weights)
+    refused: dict[Path, Unavailable] = {}
+    for path in places(weights):
+        try:
+            _check(weights, path)
+        except Unavailable as error:
+            refused[path] = error
+        else:
+            return path
+    return _fetched(weights, refused)
+
+
+def places(weights: Weights) -> Iterator[Path]:
+    """The files that may be it, by their names: in the told folders, then in the hub's cache."""
+    for folder in folders():
+        for name in dict.fromkeys(_names(weights)):
+            if (folder / name).is_file():
+                yield folder / name
+    yield from _in_hub_cache(weights)
+
+
+def _fetched(weights: Weights, refused: Mapping[Path, Unavailable]) -> Path:
+    """The file, downloaded; those that were refused are told of where it can't be had."""
+    folder = next(iter(folders()), None)
+    target = None if folder is None else folder / weights.repository / weights.file
+    if target is not None and weights.repository and target in refused:
+        raise _in_the_way(refused[target])
     try:
-        _check(weights, path, "The download was removed: try again, or tell us if it stays so.")
-    except Unavailable:
+        path = _download(weights, folder, target)
+    except Unavailable as error:
+        raise Unavailable(" ".join(map(str, (*refused.values(), error)))) from error
+    if path in refused:  # the hub's cache had it already
+        raise _in_the_way(refused[path])
+    try:
+        _check(weights, path)
+    except Unavailable as error:
         # In the hub's cache a file is a link to the one with the bytes.
         for file in {path, path.resolve()}:
             file.unlink(missing_ok=True)
-        raise
+        raise Unavailable(
+            f"{error} The download was removed: try again, or tell us if it stays so."
+        ) from error
     return path
 
 
-def find(weights: Weights) -> Path | None:
-    """The file among the told folders and in the hub's cache; None where it isn't there."""
-    places = (folder / name for folder in folders() for name in _names(weights))
-    found = next((place for place in places if place.is_file()), None)
-    return found or _in_hub_cache(weights)
+def _in_the_way(error: Unavailable) -> Unavailable:
+    return Unavailable(f"{error} Delete or move that file, and it is downloaded anew.")
 
 
 def _names(weights: Weights) -> list[str]:
@@ -136,40 +162,39 @@ def _names(weights: Weights) -> list[str]:
     ]
 
 
-def _in_hub_cache(weights: Weights) -> Path | None:
+def _in_hub_cache(weights: Weights) -> list[Path]:
     if not weights.repository:
-        return None
+        return []
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        return None
+        return []
     # What others have fetched is kept under "main"; its digest is looked at where it is known.
-    for revision in (weights.revision, "main"):
-        found = try_to_load_from_cache(weights.repository, weights.file, revision=revision)
-        if isinstance(found, str):
-            return Path(found)
-    return None
+    found = [
+        try_to_load_from_cache(weights.repository, weights.file, revision=revision)
+        for revision in (weights.revision, "main")
+    ]
+    return [Path(path) for path in found if isinstance(path, str)]
 
 
-def _check(weights: Weights, path: Path, advice: str) -> None:
+def _check(weights: Weights, path: Path) -> None:
     """Raises Unavailable where size or digest differ; reads each file once in a process."""
     state = path.stat()
     if weights.bytes is not None and state.st_size != weights.bytes:
         raise Unavailable(
             f"{path} has {state.st_size} bytes, but {weights.name} has {weights.bytes}: it is "
-            f"damaged, or another file. {advice}"
+            "damaged, or another file."
         )
     if weights.sha256 is None:
         return
-    key = (str(path), state.st_size, state.st_mtime_ns, weights.sha256)
-    if key in _checked:
-        return
-    if _digest(path) != weights.sha256.lower():
+    key = (str(path), state.st_size, state.st_mtime_ns)
+    if key not in _digests:
+        _digests[key] = _digest(path)
+    if _digests[key] != weights.sha256.lower():
         raise Unavailable(
             f"{path} has another SHA-256 digest than {weights.name} is known to have: it is "
-            f"damaged, or another file. {advice}"
+            "damaged, or another file."
         )
-    _checked.add(key)
 
 
 def _digest(path: Path) -> str:
@@ -180,9 +205,8 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _download(weights: Weights) -> Path:
-    """From the hub, into the first told folder or else the hub's cache; whole or not at all."""
-    folder = next(iter(folders()), None)
+def _download(weights: Weights, folder: Path | None, target: Path | None) -> Path:
+    """From the hub, to the target in the folder or else the hub's cache; whole or not at all."""
     if not weights.repository:
         raise _absent(weights, folder, "it is on no hub")
     try:
@@ -191,9 +215,9 @@ def _download(weights: Weights) -> Path:
         raise _absent(weights, folder, "huggingface_hub isn't installed") from None
     where = weights.repository, weights.file, weights.revision
     try:
-        if folder is None:
+        if target is None:
             return downloads.into_cache(*where)
-        return downloads.into(folder / weights.repository / weights.file, *where)
+        return downloads.into(target, *where)
     except Exception as error:
         if not _is_of_the_download(error):
             raise

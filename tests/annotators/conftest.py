@@ -45,7 +45,7 @@ def no_network(monkeypatch, tmp_path) -> Path:
     """No folder but one that is empty, no hub, nothing kept; gives the folder."""
     folder = tmp_path / "annotators"
     monkeypatch.setattr(weights, "folders", lambda: [folder])
-    monkeypatch.setattr(weights, "_in_hub_cache", lambda _: None)
+    monkeypatch.setattr(weights, "_in_hub_cache", lambda _: [])
     before = keeper.use(keeper.Kept())
     yield folder
     keeper.use(before)

@@ -1,23 +1,17 @@
 """Files of weights: found where users have them, fetched whole, refused where they are others."""
 
 import hashlib
-import json
 import os
 import re
-import subprocess
-import sys
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
 from controlnet_pack.annotators import AnnotatorError, Weights, downloads, progress, weights
+from controlnet_pack.annotators.errors import Unavailable
 
-ROOT = Path(__file__).resolve().parents[2]
 BYTES = bytes(range(256)) * 4096  # 1 MiB
 NET = Weights(
     repository="someone/nets",
@@ -55,9 +49,9 @@ def test_later_folders_are_searched_too(no_network, monkeypatch, tmp_path):
 def test_a_name_that_many_models_share_is_taken_only_from_its_repository_s_folder(no_network):
     common = replace(NET, file="model.safetensors", local_names=())
     put(no_network / "model.safetensors")
-    assert weights.find(common) is None
+    assert not [*weights.places(common)]
     path = put(no_network / "someone" / "nets" / "model.safetensors")
-    assert weights.find(common) == path
+    assert [*weights.places(common)] == [path]
 
 
 @pytest.mark.parametrize("revision", ["a" * 40, "b" * 40], ids=["pinned", "newer"])
@@ -66,7 +60,7 @@ def test_what_the_hub_s_cache_has_is_taken(monkeypatch, tmp_path, revision):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(weights, "folders", list)
     pinned = replace(NET, revision="a" * 40)
-    assert weights.find(pinned) is None
+    assert not [*weights.places(pinned)]
     cached = tmp_path / "models--someone--nets"
     put(cached / "refs" / "main", revision.encode())
     path = put(cached / "snapshots" / revision / "edges" / "net.pth")
@@ -91,11 +85,64 @@ def test_a_user_s_file_with_other_content_is_refused_and_stays(no_network, conte
     path = put(no_network / "net.pth", content)
     sentence = (
         f"{path} {what}: it is damaged, or another file. "
-        "Delete or move that file, and it is downloaded anew."
+        "net.pth (1 MB) isn't here and couldn't be downloaded: no. Get it from "
     )
-    with pytest.raises(AnnotatorError, match=f"^{re.escape(sentence)}$"):
+    with hub_says(OSError("no")), pytest.raises(Unavailable, match=f"^{re.escape(sentence)}"):
         weights.locate(NET)
     assert path.read_bytes() == content
+
+
+def test_a_file_with_other_content_hides_no_good_one(no_network, monkeypatch, tmp_path):
+    bad = put(no_network / "net.pth", b"half")
+    monkeypatch.setattr(weights, "folders", lambda: [no_network, tmp_path / "second"])
+    good = put(tmp_path / "second" / "old_net.pth")
+    assert weights.locate(NET) == good
+    assert bad.read_bytes() == b"half"
+
+
+def test_beside_a_file_with_other_content_the_right_one_is_fetched(no_network):
+    put(no_network / "net.pth", b"half")
+    with hub_says(put):
+        assert weights.locate(NET) == no_network / "someone" / "nets" / "edges" / "net.pth"
+
+
+def test_a_file_where_the_download_has_to_go_is_not_replaced(no_network):
+    path = put(no_network / "someone" / "nets" / "edges" / "net.pth", b"mine")
+    sentence = (
+        f"{path} has 4 bytes, but net.pth has 1048576: it is damaged, or another file. "
+        "Delete or move that file, and it is downloaded anew."
+    )
+    with hub_says(put), pytest.raises(Unavailable, match=f"^{re.escape(sentence)}$"):
+        weights.locate(NET)
+    assert path.read_bytes() == b"mine"
+
+
+def cached(monkeypatch, folder: Path, **content: bytes) -> Weights:
+    """The hub's cache has a file of each commit, one letter 40 times; the record's is "a"."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(weights, "folders", list)
+    repository = folder / "models--someone--nets"
+    for commit, data in content.items():
+        put(repository / "refs" / "main", (commit * 40).encode())
+        put(repository / "snapshots" / (commit * 40) / "edges" / "net.pth", data)
+    return replace(NET, revision="a" * 40)
+
+
+def test_a_newer_file_in_the_hub_s_cache_stays_and_the_pinned_one_is_fetched(monkeypatch, tmp_path):
+    pinned = cached(monkeypatch, tmp_path, b=b"newer")
+    fetched = tmp_path / "fetched"
+    monkeypatch.setattr(downloads, "hf_hub_download", lambda *_, **__: str(put(fetched)))
+    assert weights.locate(pinned) == fetched
+    assert [path.read_bytes() for path in tmp_path.rglob("net.pth")] == [b"newer"]
+
+
+def test_a_damaged_file_in_the_hub_s_cache_is_not_deleted(monkeypatch, tmp_path):
+    pinned = cached(monkeypatch, tmp_path, a=b"half")
+    (path,) = tmp_path.rglob("net.pth")
+    monkeypatch.setattr(downloads, "hf_hub_download", lambda *_, **__: str(path))
+    with pytest.raises(Unavailable, match=r"has 4 bytes.*Delete or move that file"):
+        weights.locate(pinned)
+    assert path.is_file()
 
 
 def test_the_digest_is_read_once(no_network, monkeypatch):
@@ -105,11 +152,19 @@ def test_the_digest_is_read_once(no_network, monkeypatch):
     weights.locate(NET)
 
 
+def test_the_digest_of_a_refused_file_is_read_once(no_network, monkeypatch):
+    put(no_network / "net.pth", BYTES[:-1] + b"x")
+    for digest in (weights._digest, lambda _: pytest.fail("read again")):
+        monkeypatch.setattr(weights, "_digest", digest)
+        with hub_says(OSError("no")), pytest.raises(Unavailable, match="SHA-256"):
+            weights.locate(NET)
+
+
 def test_a_changed_file_is_read_again(no_network):
     path = put(no_network / "net.pth")
     weights.locate(NET)
     path.write_bytes(BYTES[:-1] + b"x")
-    with pytest.raises(AnnotatorError, match="SHA-256"):
+    with hub_says(OSError("no")), pytest.raises(AnnotatorError, match="SHA-256"):
         weights.locate(NET)
 
 
@@ -139,7 +194,7 @@ def test_downloaded_into_the_first_folder(no_network):
     with hub_says(put):
         path = weights.locate(NET)
     assert path == no_network / "someone" / "nets" / "edges" / "net.pth"
-    assert weights.find(NET) == path
+    assert [*weights.places(NET)] == [path]
 
 
 def test_a_wrong_download_is_refused_and_removed(no_network):
@@ -216,147 +271,6 @@ def test_weights_that_may_not_be_used_commercially_can_be_switched_off(no_networ
         weights.locate(research)
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download of one file asks for; the first answer breaks off."""
-
-    protocol_version = "HTTP/1.1"
-    asked: ClassVar[list[str | None]] = []
-    breaks = 0
-    content = BYTES
-
-    def do_HEAD(self):
-        self._answer(b"", 200, len(self.content))
-
-    def do_GET(self):
-        if "/resolve/" not in self.path:  # the client asks for other things too
-            return self._answer(b"", 404, 0)
-        wanted = self.headers.get("Range")
-        Hub.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
-        rest = self.content[start:]
-        sent = rest[: len(rest) // 2] if Hub.breaks else rest
-        whole = len(self.content)
-        part = f"bytes {start}-{whole - 1}/{whole}" if start else ""
-        self._answer(sent, 206 if start else 200, len(rest), part)
-        if Hub.breaks:
-            Hub.breaks -= 1
-            self.close_connection = True
-
-    def _answer(self, content: bytes, status: int, length: int, part: str = ""):
-        self.send_response(status)
-        if part:
-            self.send_header("Content-Range", part)
-        self.send_header("Content-Length", str(length))
-        self.send_header("ETag", '"1234"')
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.send_header("Accept-Ranges", "bytes")
-        self.end_headers()
-        with suppress(ConnectionError):  # the client may go at any time
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def hub():
-    Hub.asked, Hub.breaks = [], 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.handle_error = lambda *_: None  # connections that end anyhow
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-FETCH = """
-import json, sys
-from annotators import AnnotatorError, Weights, progress, weights
-told = []
-def listen(*what):
-    told.append(what)
-    if what[1] >= int(sys.argv[2]):
-        raise KeyboardInterrupt
-net = Weights(**json.loads(sys.argv[1]))
-with progress.told(listen):
-    try:
-        print(json.dumps({"path": str(weights.locate(net)), "told": told[-1]}))
-    except AnnotatorError as error:
-        print(json.dumps({"error": str(error)}))
-    except KeyboardInterrupt:
-        print(json.dumps({"stopped": told[-1]}))
-"""
-
-
-def fetch(
-    endpoint: str, folder: Path, net: Weights = NET, stop: int = 1 << 40, **environment: str
-) -> dict:
-    """What a process with that hub as its mirror finds; it is stopped after that many bytes."""
-    facts = {field: getattr(net, field) for field in NET.__dataclass_fields__}
-    del facts["local_names"]  # a tuple, which JSON has not
-    variables = {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder / "hf"),
-        "CLDM_ANNOTATORS": str(folder / "own"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
-        "PATH": "",
-        **environment,
-    }
-    run = subprocess.run(
-        [sys.executable, "-c", FETCH, json.dumps(facts), str(stop)],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def test_a_mirror_serves_the_file_and_progress_is_told(hub, tmp_path):
-    found = fetch(hub, tmp_path)
-    path = Path(found["path"])
-    assert path.read_bytes() == BYTES
-    assert path.is_relative_to(tmp_path / "own")
-    assert found["told"] == ["net.pth", len(BYTES), len(BYTES)]
-
-
-@pytest.fixture
-def large(hub, monkeypatch) -> Weights:
-    """A file of more than one of the pieces of 10 MiB that the hub's client writes."""
-    monkeypatch.setattr(Hub, "content", BYTES * 24)
-    return replace(NET, bytes=len(Hub.content), sha256=hashlib.sha256(Hub.content).hexdigest())
-
-
-def assert_went_on(found: dict) -> None:
-    """It is whole, and the first piece was fetched once."""
-    assert Path(found["path"]).read_bytes() == Hub.content
-    assert [*Path(found["path"]).parent.iterdir()] == [Path(found["path"])]
-    assert Hub.asked == [None, f"bytes={10 << 20}-"]
-    assert found["told"] == ["net.pth", len(Hub.content), len(Hub.content)]
-
-
-def test_a_connection_that_breaks_is_taken_up_again(hub, tmp_path, large):
-    Hub.breaks = 1
-    assert_went_on(fetch(hub, tmp_path, large))
-
-
-def test_a_stopped_download_goes_on_in_the_next_process(hub, tmp_path, large):
-    stopped = fetch(hub, tmp_path, large, stop=12 << 20)
-    assert stopped == {"stopped": ["net.pth", 20 << 20, len(Hub.content)]}
-    assert not list(tmp_path.rglob("net.pth"))
-    assert_went_on(fetch(hub, tmp_path, large))
-
-
-def test_offline_nothing_is_asked(hub, tmp_path):
-    found = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
-    assert "HF_HUB_OFFLINE is set" in found["error"]
-    assert not Hub.asked
-
-
 def test_a_listener_can_stop_a_download(no_network):
     class Interrupted(Exception):
         pass
@@ -371,4 +285,4 @@ def test_a_listener_can_stop_a_download(no_network):
 
     with hub_says(download), progress.told(stop), pytest.raises(Interrupted):
         weights.locate(NET)
-    assert weights.find(NET) is None
+    assert not [*weights.places(NET)]
