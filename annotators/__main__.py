@@ -16,12 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import ANNOTATORS, Annotator, AnnotatorError, Picture
 from . import files as io
 from .bar import Bar
-from .errors import about, sentence
+from .errors import Unavailable, about, sentence
 from .options import LIST, listed, parser
+from .settings import complete
 
+PROBE = np.full((64, 64, 3), 128, np.uint8)
 MOST_TOLD = 20
 """Of the pictures that a data set lacks."""
 FRAMES_AT_ONCE = 8
@@ -64,16 +68,18 @@ def _run(
     source: Path,
     target: Path,
     mask: Path | None,
+    device: str | None,
     format: str | None,
     shards: int | None,
     workers: int,
     strict: bool,
-    **params: Any,
+    **settings: Any,
 ) -> int:
     from .datasets import shards_of
 
-    if mask is not None:
-        params["mask"] = io.read_picture(mask)[..., 0]
+    params: dict[str, Any] = complete(annotator.name, annotator.settings, settings)
+    params["device"] = device
+    params["mask"] = None if mask is None else io.read_picture(mask)[..., 0]
     if shards or shards_of(source):
         if format is not None:
             raise AnnotatorError("Hints in shards are .png or .npy: leave --format out.")
@@ -84,14 +90,17 @@ def _run(
     convert = partial(annotator, **params)
     if source.is_dir():
         return _folder(annotator.name, source, target, convert, format)
-    if source.suffix.lower() in io.VIDEOS:
+    is_video = source.suffix.lower() in io.VIDEOS
+    if source.resolve() == target.resolve():
+        what = "video" if is_video else "picture"
+        raise AnnotatorError(f"{target} is the {what} itself: name another place for the hint.")
+    if is_video:
         with Bar(annotator.name) as bar:
             frames = io.frame_count(source)
             at_once = FRAMES_AT_ONCE if annotator.batched else 1
             io.convert_video(source, target, convert, lambda done: bar.show(done, frames), at_once)
         return 0
-    if source.resolve() == target.resolve():
-        raise AnnotatorError(f"{target} is the picture itself: name another place for the hint.")
+    io.check_target(target)
     io.write_hint(target, convert(io.read_picture(source)))
     return 0
 
@@ -116,30 +125,26 @@ def _folder(
     name: str,
     source: Path,
     target: Path,
-    convert: Callable[[Picture], Picture],
+    convert: Callable[..., Picture],
     format: str | None,
 ) -> int:
     """Every picture of a folder under its own name in the other; what fails is told at the end."""
     if source.resolve() == target.resolve():
         raise AnnotatorError(f"{target} has the pictures themselves: name another folder.")
-    # Hints in a folder among the pictures are no pictures of the next run.
-    hints = target.resolve()
-    found = [path for path in io.pictures_in(source) if hints not in path.resolve().parents]
-    if not found:
-        raise AnnotatorError(f"There is no picture in {source}.")
+    found = _pictures(source, target)
+    places = [target / path.relative_to(source) for path in found]
+    if format is not None:
+        places = [place.with_suffix(f".{format.lstrip('.')}") for place in places]
+    _check(convert, places)
+    taken = {path.resolve(): "a picture itself" for path in found}
     failed = []
-    places: dict[Path, Path] = {}
     with Bar(name) as bar:
-        for done, path in enumerate(found, start=1):
-            place = target / path.relative_to(source)
-            if format is not None:
-                place = place.with_suffix(f".{format.lstrip('.')}")
+        for done, (path, place) in enumerate(zip(found, places, strict=True), start=1):
             try:
-                first = places.setdefault(place, path)
-                if first != path:
-                    raise AnnotatorError(f"{place} is the hint of {first} already.")
-                place.parent.mkdir(parents=True, exist_ok=True)
+                _take(place, path, taken)
                 io.write_hint(place, convert(io.read_picture(path)))
+            except Unavailable:
+                raise
             except (AnnotatorError, OSError) as error:
                 failed.append(about(path, error))
             bar.show(done, len(found))
@@ -147,6 +152,44 @@ def _folder(
         print(f"{name}: {len(failed)} of {len(found)} pictures failed:", file=sys.stderr)
         print("\n".join(failed), file=sys.stderr)
     return 1 if failed else 0
+
+
+def _take(place: Path, path: Path, taken: dict[Path, str]) -> None:
+    """Makes a place ready for the hint of `path`; raises AnnotatorError where it isn't free."""
+    other = taken.get(place.resolve())
+    if other is not None:
+        raise AnnotatorError(f"{place} is {other}: no place for the hint of {path}.")
+    taken[place.resolve()] = f"the hint of {path} already"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    io.check_target(place)
+
+
+def _pictures(source: Path, target: Path) -> list[Path]:
+    """Those of the folder, without hints of an earlier run; raises AnnotatorError if none is."""
+    found = io.pictures_in(source)
+    hints = target.resolve()
+    if source.resolve() in hints.parents:
+        found = [path for path in found if hints not in path.resolve().parents]
+    if not found:
+        raise AnnotatorError(f"There is no picture in {source}.")
+    return found
+
+
+def _check(convert: Callable[..., Picture], places: list[Path]) -> None:
+    """Raises AnnotatorError where no picture can have a hint, or no place can hold one."""
+    hint = convert(PROBE, resolution=0)
+    refused: dict[str, AnnotatorError] = {}
+    endings: dict[str, Path] = {}
+    for place in places:
+        endings.setdefault(place.suffix, place)
+    for ending, place in endings.items():
+        try:
+            io.check_ending(place)
+            io.encoded(ending, hint)
+        except AnnotatorError as error:
+            refused[ending] = error
+    if len(refused) == len(endings):
+        raise next(iter(refused.values()))
 
 
 if __name__ == "__main__":

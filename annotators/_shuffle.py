@@ -5,21 +5,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .base import RGB8, Annotator, Param
+from .base import RGB8, Annotator, AnnotatorError, Param
 
 GRAIN = 256
 """Size of the swirls, in pixels."""
+MOST = 2**15 - 2
+"""Pixels at a side that cv2.remap can take."""
 
 
 def shuffle(image: RGB8, seed: int) -> RGB8:
     """(H, W, 3) moved along a smooth random flow, as in lllyasviel/ControlNet-v1-1-nightly.
 
-    Equal to Fannovel16/comfyui_controlnet_aux for the same seed; there 0 means no seed.
+    Equal to Fannovel16/comfyui_controlnet_aux for the same seed; there 0 means no seed. Raises
+    AnnotatorError where a side has more than MOST pixels.
     """
     import cv2
 
     random = np.random.default_rng(seed)
     height, width = image.shape[:2]
+    if max(height, width) > MOST:
+        raise AnnotatorError(
+            f"The picture has {width} x {height} pixels, but shuffle takes {MOST} at a side: lower "
+            "the resolution, or crop the picture."
+        )
     across = _noise(random, height, width) * float(width - 1)
     down = _noise(random, height, width) * float(height - 1)
     flow = across.astype(np.float32), down.astype(np.float32)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import AnnotatorError, Picture
+from .upright import upright
 
 PICTURES = {
     *(".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -24,6 +26,7 @@ RAW = ".npy"
 PNG, PNG_END = b"\x89PNG", b"IEND"
 PART = ".part"
 """What the names of unfinished files have before their ending."""
+UNFINISHED = re.compile(rf"(?P<stem>.+)\.\d+{re.escape(PART)}(?P<ending>\.[^.]+)")
 
 
 def read_picture(path: Path) -> Picture:
@@ -34,18 +37,24 @@ def read_picture(path: Path) -> Picture:
 def decoded(data: bytes, name: object) -> Picture:
     """The picture as uint8: (H, W, 4) RGBA if it has an alpha channel, else (H, W, 3) RGB.
 
-    Raises AnnotatorError, with the `name`, where there is none in `data`.
+    Raises AnnotatorError, with the `name`, where there is none in `data`, or too large a one.
     """
     import cv2
 
     file = np.frombuffer(data, np.uint8)
     # Of a PNG that breaks off libpng complains on its own.
     is_cut = data.startswith(PNG) and PNG_END not in data
-    pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size and not is_cut else None
-    if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
-        return cv2.cvtColor(_eight_bits(pixels), cv2.COLOR_BGRA2RGBA)
-    # Decoded again, since only so OpenCV turns a photograph upright and brings 16 bits down to 8.
-    pixels = cv2.imdecode(file, cv2.IMREAD_COLOR) if pixels is not None else None
+    try:
+        pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size and not is_cut else None
+        if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
+            return cv2.cvtColor(upright(_eight_bits(pixels), data), cv2.COLOR_BGRA2RGBA)
+        # Decoded again, since only so OpenCV turns a photo upright and brings 16 bits down to 8.
+        pixels = cv2.imdecode(file, cv2.IMREAD_COLOR) if pixels is not None else None
+    except cv2.error as error:
+        raise AnnotatorError(
+            f"{name} is refused by OpenCV: it has more than 2^30 pixels or 2^20 at a side, or it "
+            "is damaged. Make it smaller."
+        ) from error
     if pixels is None:
         raise AnnotatorError(f"{name} is no picture that OpenCV can read, or it is damaged.")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
@@ -55,12 +64,17 @@ def _eight_bits(pixels: Picture) -> Picture:
     return (pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels
 
 
-def check_target(path: Path) -> None:
-    """Raises AnnotatorError where a hint can't be written, before any is made."""
+def check_ending(path: Path) -> None:
+    """Raises AnnotatorError where a hint can't be written by the ending of its name."""
     import cv2
 
     if path.suffix != RAW and not cv2.haveImageWriter(path.name):
         raise AnnotatorError(f"{path} has no ending of a picture format; use .png, for example.")
+
+
+def check_target(path: Path) -> None:
+    """Raises AnnotatorError where a hint can't be written, before any is made."""
+    check_ending(path)
     if not path.parent.is_dir():
         raise AnnotatorError(f"{path.parent} is not a folder; create it first.")
 
@@ -80,12 +94,13 @@ def encoded(ending: str, hint: Picture) -> bytes:
         with BytesIO() as file:
             np.save(file, hint)
             return file.getvalue()
-    fits, data = cv2.imencode(ending, _bgr(hint, ending))
-    if not fits:
-        raise AnnotatorError(
-            f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
-        )
-    return data.tobytes()
+    with suppress(cv2.error):  # where it can't, OpenCV says so in either way
+        fits, data = cv2.imencode(ending, _bgr(hint, ending))
+        if fits:
+            return data.tobytes()
+    raise AnnotatorError(
+        f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
+    )
 
 
 def _bgr(hint: Picture, ending: str) -> Picture:
@@ -182,7 +197,7 @@ def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
 
     lasting: it is on the disk before it appears, and stays if the machine fails.
     """
-    part = path.with_name(f"{path.stem}.{os.getpid()}{PART}{path.suffix}")
+    part = path.with_name(f"{path.stem}.{os.getpid()}{PART}{path.suffix}")  # see meant_for
     try:
         yield part
         if lasting:
@@ -192,6 +207,12 @@ def whole(path: Path, *, lasting: bool = False) -> Iterator[Path]:
             _on_disk(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def meant_for(part: str) -> str | None:
+    """The name of the file that one of this name was to become; None for any other name."""
+    found = UNFINISHED.fullmatch(part)
+    return found["stem"] + found["ending"] if found else None
 
 
 def _on_disk(path: Path) -> None:

@@ -27,6 +27,15 @@ SETTINGS = {
 """Ray says nothing to its makers, and to the user only what has failed."""
 
 
+def check(maker: Maker) -> None:
+    """Raises AnnotatorError where workers can't be had, or can't have that device."""
+    packages()
+    if str(maker.device).startswith("cuda:"):
+        raise AnnotatorError(
+            f"The device is {maker.device}, but Ray gives each worker a GPU of its own: say cuda."
+        )
+
+
 def packages() -> tuple[Any, Any]:
     """ray and ray.data; raises AnnotatorError with the line that installs them."""
     for name, value in SETTINGS.items():
@@ -40,9 +49,8 @@ def make_by_ray(
 ) -> None:
     """Makes the shards with so many workers, in no order.
 
-    Where the cluster has GPUs and the annotator has weights, each worker gets one. `more` is told
-    the number of pictures of each shard when it is there. Raises AnnotatorError with what a worker
-    can't go on without.
+    `more` is told the number of pictures of each shard when it is there. Raises AnnotatorError with
+    what a worker can't go on without.
     """
     ray, data = packages()
     ours = not ray.is_initialized()
@@ -50,14 +58,13 @@ def make_by_ray(
         _start(ray, workers)
     try:
         data.DataContext.get_current().enable_progress_bars = False
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
         rows = [{"job": pickle.dumps(job)} for job in jobs]
         found = data.from_items(rows, override_num_blocks=len(rows)).map(
             Worker,
             fn_constructor_args=(maker, target),
             compute=data.ActorPoolStrategy(size=workers),
             num_cpus=1,
-            num_gpus=int(has_gpus and bool(maker.annotator.weights)),
+            num_gpus=gpus_each(maker, ray.cluster_resources().get("GPU", 0)),
         )
         for row in found.iter_rows():
             if row["error"]:
@@ -66,6 +73,12 @@ def make_by_ray(
     finally:
         if ours:
             ray.shutdown()
+
+
+def gpus_each(maker: Maker, gpus: float) -> int:
+    """One for each worker where the cluster has so many `gpus`, and a network may use them."""
+    may = maker.device is None or str(maker.device) == "cuda"
+    return int(gpus > 0 and may and bool(maker.annotator.weights))
 
 
 def _start(ray: Any, workers: int) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 
 from .. import ANNOTATORS
 from ..base import AnnotatorError, Picture
-from ..files import PART, whole
+from ..files import meant_for, whole
 from ..settings import complete, meant
-from .shards import Maker, failures, is_made
+from .shards import Maker, failures, files_of, is_made
 from .sources import Job, jobs_of
 
 RECORD = "annotated.json"
@@ -63,12 +63,14 @@ def annotate_dataset(
     maker = Maker(annotator, complete(name, annotator.settings, params), mask, device)
     jobs = jobs_of(source.resolve(), shard_size)
     target = target.resolve()
+    if target == source.resolve():
+        raise AnnotatorError(f"{target} has the pictures themselves: name another folder.")
     record = _record(maker, jobs)
     _compare(target, record)
     left = [job for job in jobs if not is_made(job, target)]
     if left:
         _check(maker, workers)
-    _prepare(target, record)
+    _prepare(target, record, jobs)
     total = sum(job.count for job in jobs)
     done = total - sum(job.count for job in left)
 
@@ -79,16 +81,16 @@ def annotate_dataset(
 
     more(0)
     _make(maker, left, target, workers, more)
-    _tidy(target)
+    _tidy(target, jobs)
     return Result(len(left), len(jobs), tuple(one for job in jobs for one in failures(job, target)))
 
 
 def _check(maker: Maker, workers: int) -> None:
     """Raises AnnotatorError where nothing can be made; weights are the workers' affair."""
     if workers:
-        from ..scale import packages
+        from ..scale import check
 
-        packages()
+        check(maker)
     else:
         maker.check()
 
@@ -157,15 +159,17 @@ def _difference(name: str, before: dict[str, Any]) -> str:
     return f"with {name} {before.get(name)}"
 
 
-def _prepare(target: Path, record: dict[str, Any]) -> None:
+def _prepare(target: Path, record: dict[str, Any], jobs: list[Job]) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    _tidy(target)
+    _tidy(target, jobs)
     if not (target / RECORD).is_file():
         with whole(target / RECORD, lasting=True) as part:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _tidy(target: Path) -> None:
-    """Remove what killed processes have left."""
-    for part in target.glob(f"*{PART}.*"):
-        part.unlink(missing_ok=True)
+def _tidy(target: Path, jobs: list[Job]) -> None:
+    """Remove what killed processes have left of these shards, and nothing of anyone else."""
+    ours = {RECORD, *(name for job in jobs for name in files_of(job))}
+    for part in target.iterdir():
+        if meant_for(part.name) in ours:
+            part.unlink(missing_ok=True)

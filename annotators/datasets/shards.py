@@ -67,7 +67,7 @@ class Maker:
         """
         writer = needed("webdataset").TarWriter
         failed: list[str] = []
-        with whole(folder / f"{job.name}.tar", lasting=True) as part:
+        with whole(folder / files_of(job)[0], lasting=True) as part:
             with (
                 part.open("wb") as file,
                 writer(file, **TAR) as tar,
@@ -149,22 +149,23 @@ class Maker:
 
 def is_made(job: Job, folder: Path) -> bool:
     """Whether the shard is there."""
-    return (folder / f"{job.name}.tar").is_file()
+    return (folder / files_of(job)[0]).is_file()
+
+
+def files_of(job: Job) -> tuple[str, str]:
+    """The names of the shard and of the list of what failed."""
+    return f"{job.name}.tar", f"{job.name}.failed.txt"
 
 
 def failures(job: Job, folder: Path) -> list[str]:
     """A sentence for each picture that could not be read when the shard was made."""
-    path = _failures(folder, job)
+    path = folder / files_of(job)[1]
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
-def _failures(folder: Path, job: Job) -> Path:
-    return folder / f"{job.name}.failed.txt"
 
 
 def _tell(folder: Path, job: Job, failed: list[str]) -> None:
     """Before the shard appears, so that the list is never missing."""
-    path = _failures(folder, job)
+    path = folder / files_of(job)[1]
     if not failed:
         path.unlink(missing_ok=True)
         return

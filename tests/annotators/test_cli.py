@@ -111,8 +111,9 @@ def test_parameter_out_of_range(capfd, png, tmp_path):
     assert not out.exists()
 
 
-def test_ending_of_no_picture(capfd, png, tmp_path):
+def test_ending_of_no_picture(capfd, png, tmp_path, monkeypatch):
     out = tmp_path / "out.txt"
+    monkeypatch.setattr(Annotator, "__call__", lambda *_, **__: pytest.fail("in vain"))
     said = refused(capfd, "canny", png, out)
     assert said == f"canny: {out} has no ending of a picture format; use .png, for example.\n"
 
@@ -224,7 +225,10 @@ def test_two_pictures_of_one_hint(capfd, png, tmp_path):
     out = tmp_path / "out"
     assert main(["canny", str(tmp_path), str(out), "--format", "png"]) == 1
     said = capfd.readouterr().err.splitlines()
-    assert said[1:] == [f"{tmp_path / 'in.webp'}: {out / 'in.png'} is the hint of {png} already."]
+    assert said[1:] == [
+        f"{out / 'in.png'} is the hint of {png} already: no place for the hint of "
+        f"{tmp_path / 'in.webp'}."
+    ]
 
 
 def test_folder_with_what_is_no_picture_but_called_so(capfd, png, tmp_path, rgba):
@@ -337,6 +341,15 @@ def test_video_into_what_is_none(capfd, tmp_path):
     )
     said = refused(capfd, "canny", tmp_path / "in.avi", tmp_path / "none" / "out.avi")
     assert said == f"canny: {tmp_path / 'none'} is not a folder; create it first.\n"
+
+
+def test_a_video_is_not_replaced_by_its_hints(capfd, tmp_path):
+    path = tmp_path / "in.avi"
+    video(path)
+    before = path.read_bytes()
+    said = refused(capfd, "invert", path, tmp_path / "." / "in.avi")
+    assert said == f"invert: {path} is the video itself: name another place for the hint.\n"
+    assert path.read_bytes() == before
 
 
 class Terminal(StringIO):

@@ -157,6 +157,20 @@ def test_picture_that_is_gone_is_told(folder, out):
     assert [*members(out / "000000.tar")] == ["5.hint.png", "5.png"]
 
 
+def test_picture_that_opencv_refuses_is_told(folder, out, monkeypatch):
+    broken = (folder / "5.png").read_bytes()
+    decode = cv2.imdecode
+
+    def limited(data, flags):
+        if data.tobytes() == broken:
+            raise cv2.error("pixels <= CV_IO_MAX_IMAGE_PIXELS")
+        return decode(data, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", limited)
+    (told,) = annotate_dataset("canny", folder, out).failed
+    assert told.startswith("5.png is refused by OpenCV")
+
+
 def test_strip_that_would_be_too_large_is_told_by_its_name(folder, out):
     write(folder / "5.png", 0, 1, 4096)
     result = annotate_dataset("canny", folder, out, resolution=300)
@@ -246,6 +260,21 @@ def test_what_is_missing_is_made_and_equal(folder, out):
     assert annotate_dataset("canny", folder, out, shard_size=2).made == 1
     assert gone.read_bytes() == before
     assert not [path for path in out.iterdir() if "part" in path.name]
+
+
+def test_files_of_others_with_a_like_name_stay(folder, out):
+    others = ("book.part.png", "x.part.rar", "archive.3.part.txt", "000000.7.part.png")
+    out.mkdir()
+    for name in others:
+        (out / name).write_bytes(b"mine")
+    annotate_dataset("canny", folder, out)
+    assert {name: (out / name).read_bytes() for name in others} == dict.fromkeys(others, b"mine")
+
+
+def test_shards_do_not_go_among_the_pictures(folder):
+    before = set(folder.rglob("*"))
+    refused(f"{folder} has the pictures themselves: name another folder.", "canny", folder, folder)
+    assert set(folder.rglob("*")) == before
 
 
 def test_progress(folder, out):

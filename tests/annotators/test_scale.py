@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, scale
 from controlnet_pack.annotators.datasets import annotate_dataset
+from controlnet_pack.annotators.datasets.shards import Maker
+from controlnet_pack.annotators.scale import gpus_each
 
 from .test_dataset import write
 
@@ -104,6 +107,28 @@ def test_what_workers_lack_is_told_in_a_sentence(folder, tmp_path, monkeypatch):
     said = "hed: ControlNetHED.pth (29 MB) isn't here and couldn't be downloaded: HF_HUB_OFFLINE is"
     assert said in done.stderr
     assert [*content(tmp_path / "out")] == ["annotated.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "gpus", "each"),
+    [
+        ("hed", None, 2.0, 1),
+        ("hed", "cuda", 2.0, 1),
+        ("hed", "cpu", 2.0, 0),
+        ("hed", None, 0.0, 0),
+        ("canny", None, 2.0, 0),
+    ],
+)
+def test_workers_get_a_gpu_if_they_use_one(name, device, gpus, each):
+    assert gpus_each(Maker(ANNOTATORS[name], {}, device=device), gpus) == each
+
+
+def test_workers_choose_no_gpu_by_its_number(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "packages", lambda: None)
+    said = "The device is cuda:1, but Ray gives each worker a GPU of its own: say cuda."
+    with pytest.raises(AnnotatorError, match=said):
+        annotate_dataset("hed", folder, tmp_path / "out", workers=2, device="cuda:1")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray_it_says_how_to_install_it(folder, tmp_path, monkeypatch):
