@@ -94,7 +94,7 @@ def encoded(ending: str, hint: Picture) -> bytes:
         with BytesIO() as file:
             np.save(file, hint)
             return file.getvalue()
-    with suppress(cv2.error):  # where it can't, OpenCV says so in either way
+    with suppress(cv2.error):  # raised by some versions where others give False
         fits, data = cv2.imencode(ending, _bgr(hint, ending))
         if fits:
             return data.tobytes()

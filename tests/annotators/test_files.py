@@ -4,6 +4,7 @@ import struct
 import zlib
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -95,6 +96,15 @@ def test_a_hint_that_is_too_large_for_its_format_is_a_sentence(ending):
     hint = np.zeros((1, 70_000, 3), np.uint8)
     with pytest.raises(AnnotatorError, match=f"^A {ending} can't hold 70000 x 1 pixels; use .png"):
         encoded(ending, hint)
+
+
+def test_a_version_of_opencv_that_raises_says_the_same(monkeypatch):
+    def refuses(*_: object) -> None:
+        raise cv2.error("CV_Assert(code)")
+
+    monkeypatch.setattr(cv2, "imencode", refuses)
+    with pytest.raises(AnnotatorError, match=r"^A \.png can't hold 3 x 2 pixels"):
+        encoded(".png", np.zeros((2, 3, 3), np.uint8))
 
 
 def test_a_strip_that_is_too_long_to_shuffle_is_a_sentence():
