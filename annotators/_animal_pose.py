@@ -8,7 +8,7 @@ from ._dwpose import PEOPLE as FINDER
 from .base import RGB8, Annotator, Weights
 from .keeper import session
 from .keypoints import Frame, Part
-from .pose_simcc import ANIMAL, animals, crops
+from .pose_simcc import ANIMAL, animals, seen_in
 from .pose_yolox import ANIMALS, boxes_of, letterboxed
 from .skeleton import draw_all
 
@@ -21,7 +21,6 @@ POSE = Weights(
     licence="Apache-2.0 (open-mmlab/mmpose)",
     commercial=True,
 )
-ANIMALS_AT_ONCE = 8
 
 
 def animal_pose(images: RGB8, *, device: Any) -> RGB8:
@@ -40,12 +39,7 @@ def _animals(image: RGB8, finder: Any, net: Any) -> tuple[Part, ...]:
     square, ratio = letterboxed(image)
     output = finder.run(None, {finder.get_inputs()[0].name: square[None]})
     boxes = boxes_of(output[0][0], ratio, ANIMALS)
-    found: list[Part] = []
-    for start in range(0, len(boxes), ANIMALS_AT_ONCE):
-        inputs, areas = crops(image, boxes[start : start + ANIMALS_AT_ONCE], ANIMAL)
-        across, down = net.run(None, {net.get_inputs()[0].name: inputs})
-        found += animals(across, down, areas)
-    return tuple(found)
+    return tuple(seen_in(image, boxes, net, animals, ANIMAL))
 
 
 ANNOTATOR = Annotator(

@@ -7,8 +7,8 @@ from typing import Any
 from ._openpose import PARTS
 from .base import RGB8, Annotator, Weights
 from .keeper import session
-from .keypoints import Frame, Person
-from .pose_simcc import crops, whole_bodies
+from .keypoints import Frame
+from .pose_simcc import seen_in, whole_bodies
 from .pose_yolox import Boxes, boxes_of, letterboxed
 from .skeleton import draw_all
 
@@ -33,7 +33,6 @@ POSE = Weights(
     licence="Apache-2.0",
     commercial=True,
 )
-PEOPLE_AT_ONCE = 8
 
 
 def dwpose(images: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any) -> RGB8:
@@ -50,7 +49,10 @@ def detect(
     with session(PEOPLE, device) as finder:
         boxes = [_boxes(image, finder) for image in images]
     with session(POSE, device) as net:
-        people = [_people(*one, net) for one in zip(images, boxes, strict=True)]
+        people = [
+            seen_in(image, found, net, whole_bodies)
+            for image, found in zip(images, boxes, strict=True)
+        ]
     frames = [Frame(width, height, tuple(found)) for found in people]
     return [frame.only(hands=hands, face=face) for frame in frames]
 
@@ -59,15 +61,6 @@ def _boxes(image: RGB8, finder: Any) -> Boxes:
     square, ratio = letterboxed(image)
     output = finder.run(None, {finder.get_inputs()[0].name: square[None]})
     return boxes_of(output[0][0], ratio)
-
-
-def _people(image: RGB8, boxes: Boxes, net: Any) -> list[Person]:
-    found: list[Person] = []
-    for start in range(0, len(boxes), PEOPLE_AT_ONCE):
-        inputs, areas = crops(image, boxes[start : start + PEOPLE_AT_ONCE])
-        across, down = net.run(None, {net.get_inputs()[0].name: inputs})
-        found += whole_bodies(across, down, areas)
-    return found
 
 
 ANNOTATOR = Annotator(

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Weights
-from .edges import REPOSITORY, REVISION, hints, outputs, record, sigmoid
-from .keeper import fill
+from .edges import REPOSITORY, REVISION, hints, record, sigmoid
+from .keeper import fill, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

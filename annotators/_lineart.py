@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Flag, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded, grey_levels, outputs
-from .keeper import fill, network
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded, grey_levels
+from .keeper import fill, network, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
-from .keeper import fill, network
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .keeper import fill, network, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .base import RGB8, Annotator, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
-from .keeper import fill, network
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .keeper import fill, network, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

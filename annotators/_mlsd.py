@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Param, Weights
-from .edges import REPOSITORY, REVISION, as_hints, edge_padded, outputs
-from .keeper import fill, network
+from .edges import REPOSITORY, REVISION, as_hints, edge_padded
+from .keeper import fill, network, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .base import RGB8, Annotator, Flag, Weights
-from .keeper import fill, network
+from .keeper import fill, network, outputs
 from .keypoints import BODY as BODY_POINTS
 from .keypoints import HAND as HAND_POINTS
 from .keypoints import Frame, Keypoint, Part, Person
@@ -109,6 +109,10 @@ def _rounded(body: Part, height: int, width: int) -> Part:
 
 def _bodies(images: RGB8, device: Any) -> list[list[Part]]:
     """Everyone's 18 points in each picture of (N, H, W, 3)."""
+    import torch
+
+    from .nets.openpose import FIELD_MAPS
+
     height, width = images.shape[1:3]
     scale = min(BODY_SCALE * BOX / height, LONGEST / width)
     small = np.stack([fitted(one, height * scale, width * scale) for one in _bgr(images)])
@@ -121,8 +125,9 @@ def _bodies(images: RGB8, device: Any) -> list[list[Part]]:
     at_once = max(1, PIXELS_AT_ONCE // (worked[0] * worked[1]))
     with network(BODY, body_net, device) as net:
         for start in range(0, len(small), at_once):
-            maps = net(_padded(_normal(small[start : start + at_once], net)))
-            for of_limbs, of_points in zip(*(one.cpu().numpy() for one in maps), strict=True):
+            frames = _padded(_normal(small[start : start + at_once], net))
+            for maps in outputs(lambda some: torch.cat(net(some), 1), frames).cpu().numpy():
+                of_limbs, of_points = maps[:FIELD_MAPS], maps[FIELD_MAPS:]
                 at = each(lambda heat: peaks(enlarge(heat)), of_points[:BODY_POINTS])
                 rows = people(at, of_limbs, height, enlarge)
                 found.append(_as_parts(np.concatenate(at), rows))
@@ -188,7 +193,8 @@ def _hand_points(crops: Sequence[RGB8], device: Any) -> list[Points]:
     with network(HAND, hand_net, device) as net:
         for scale in HAND_SCALES:
             side = scale * BOX
-            maps = net(_normal(np.stack([fitted(one, side, side) for one in smooth]), net))
+            frames = _normal(np.stack([fitted(one, side, side) for one in smooth]), net)
+            maps = outputs(net, frames)
             for hand, found in zip(total, maps.cpu().numpy(), strict=True):
                 for part in range(HAND_POINTS):
                     large = enlarged(found[part], (int(side),) * 2, (HAND_MAP,) * 2)
@@ -214,7 +220,7 @@ def _face_points(crops: Sequence[RGB8], device: Any) -> list[Points]:
     small = np.stack([fitted(crop, FACE_SIDE, FACE_SIDE) for crop in crops])
     found = []
     with network(FACE, face_net, device) as net:
-        for maps, crop in zip(net(_normal(small, net)), crops, strict=True):
+        for maps, crop in zip(outputs(net, _normal(small, net)), crops, strict=True):
             large = F.interpolate(
                 maps[None, :-1], crop.shape[:2], mode="bilinear", align_corners=True
             )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .base import RGB8, Annotator, Param, Weights
-from .edges import SAFE_STEPS, as_hints, edge_padded, outputs, sigmoid, soft_edges
-from .keeper import fill, network
+from .edges import SAFE_STEPS, as_hints, edge_padded, sigmoid, soft_edges
+from .keeper import fill, network, outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .errors import AnnotatorError, Unavailable
+from .memory import in_pieces
 from .pictures import (
     RGB8,
     Mask,
@@ -22,7 +23,6 @@ from .pictures import (
     resized_mask,
     working_size,
 )
-from .progress import PICTURES, tell
 from .settings import Choice, Flag, Param, Setting, complete
 from .weights import Weights
 
@@ -134,16 +134,23 @@ class Annotator:
         settings: dict[str, Any],
     ) -> Iterator[Picture]:
         """The hints in pieces (N, H, W, 3); who listens is told before each and at the end."""
-        step = max(1, BATCH_PIXELS // (size[0] * size[1])) if self.batched else 1
-        for start in range(0, len(frames), step):
-            tell(PICTURES, start, len(frames))
-            piece = [resized(frame, *size) for frame in frames[start : start + step]]
+
+        def run(start: int, end: int) -> Picture:
+            piece = [resized(frame, *size) for frame in frames[start:end]]
+            hints: Picture
             if self.batched:
-                yield self.run(np.stack(piece), **settings)
+                hints = self.run(np.stack(piece), **settings)
             else:
                 extra = {} if masks is None else {"mask": masks[start]}
-                yield self.run(piece[0], **extra, **settings)[None]
-        tell(PICTURES, len(frames), len(frames))
+                hints = self.run(piece[0], **extra, **settings)[None]
+            return hints
+
+        return in_pieces(run, len(frames), at_once(*size) if self.batched else 1)
+
+
+def at_once(height: int, width: int) -> int:
+    """How many pictures of this size go through a network together, where they fit into memory."""
+    return max(1, BATCH_PIXELS // (height * width))
 
 
 def _joined(pieces: Iterable[Picture], count: int) -> Picture:
@@ -164,15 +171,20 @@ def _joined(pieces: Iterable[Picture], count: int) -> Picture:
 def needed(
     package: str, *, to_install: str | None = None, by: str = "This annotator"
 ) -> ModuleType:
-    """An optional package, imported; raises Unavailable with the line that installs it.
+    """An optional package, imported; raises Unavailable with the line that installs or mends it.
 
     by: what needs it, as the beginning of the sentence.
     """
     try:
         return importlib.import_module(package)
-    except ImportError as error:
+    # Broken packages raise anything: ValueError or AttributeError where NumPy is of another age.
+    except Exception as error:
         name = to_install or package.partition(".")[0]
+        if isinstance(error, ModuleNotFoundError):
+            advice = f"Install it with: pip install {name}"
+        else:
+            # Its dependencies stay as they are: they may be the host's.
+            advice = f"Mend it with: pip install --upgrade --force-reinstall --no-deps {name}"
         raise Unavailable(
-            f"{by} needs the package {name}, which can't be imported ({error}). "
-            f"Install it with: pip install {name}"
+            f"{by} needs the package {name}, which can't be imported ({error}). {advice}"
         ) from error

@@ -48,17 +48,6 @@ def edge_padded(images: RGB8, multiple: int = MULTIPLE) -> RGB8:
     return np.pad(images, ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
 
 
-def outputs(net: nn.Module, frames: Tensor) -> Tensor:
-    """What the net gives for (N, C, H, W): at once on a GPU, one by one on a processor.
-
-    There a batch is up to 1.6 times slower than its pictures, which fit into the cache.
-    """
-    import torch
-
-    parts = frames.split(1 if frames.device.type == "cpu" else len(frames))
-    return torch.cat([net(part) for part in parts])
-
-
 def sigmoid(logits: Tensor) -> Tensor:
     """In double precision, as the references do."""
     # Apple's GPUs have none.

@@ -22,6 +22,11 @@ HAND = 21
 ANIMAL = 17
 """How many points a part has. A face has 68, and 70 with the pupils."""
 
+SMALL = 16
+BEYOND = 2
+"""Fractions of a canvas may be so large, since points may lie outside of it; on a canvas of SMALL
+pixels or less they could be pixels and only go to 1."""
+
 FARTHEST = 1e6
 """A point further out than this, in pixels, is a slip."""
 
@@ -129,10 +134,10 @@ def to_json(frame: Frame, *, confidence: bool = False) -> dict[str, Any]:
 def from_json(content: Any, *, size: tuple[int, int] | None = None) -> Frame:
     """The frame that a dictionary in OpenPose's form describes.
 
-    Points are in pixels, or in fractions of the canvas where none is beyond 1. A point with the
-    confidence 0 isn't seen. Bodies of 17 (COCO) or 25 (BODY_25) points become 18; of others the
-    first 18 count. `size` is the canvas's width and height where the file doesn't say them. Raises
-    AnnotatorError.
+    Points are in pixels, or in fractions of the canvas where none is beyond 2 (1 on a canvas of up
+    to 16 pixels). A point with the confidence 0 isn't seen. Bodies of 17 (COCO) or 25 (BODY_25)
+    points become 18; of others the first 18 count. `size` is the canvas's width and height where
+    the file doesn't say them. Raises AnnotatorError.
     """
     if not isinstance(content, Mapping):
         raise AnnotatorError(
@@ -268,7 +273,8 @@ def _between(one: Keypoint | None, other: Keypoint | None) -> Keypoint | None:
 def _in_fractions(frame: Frame) -> bool:
     parts = [part for person in frame.people for part in person.parts]
     points = [point for part in (*parts, *frame.animals) for point in part if point]
-    return all(abs(point.x) <= 1 and abs(point.y) <= 1 for point in points)
+    most = BEYOND if min(frame.width, frame.height) > SMALL else 1
+    return all(abs(point.x) <= most and abs(point.y) <= most for point in points)
 
 
 def _scaled(part: Part, by_x: float, by_y: float) -> Part:

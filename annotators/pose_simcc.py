@@ -7,7 +7,8 @@ bit.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ SPREAD = (58.395, 57.12, 57.375)
 BINS_PER_PIXEL = 2
 LEAST_SCORE = 0.3
 """A point that is less sure isn't seen."""
+AT_ONCE = 8
+"""How many boxes go through a network together, where its file leaves that open."""
+
+Found = TypeVar("Found")
 
 _SHOULDERS = [5, 6]
 _NECK = 17
@@ -33,6 +38,27 @@ _OPENPOSE = [1, 2, 3, 4, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17]
 _COCO = [17, 6, 8, 10, 7, 9, 12, 14, 16, 13, 15, 2, 1, 4, 3]
 _FACE_BEGIN, _LEFT_BEGIN, _RIGHT_BEGIN = 24, 92, 92 + HAND
 _PUPILS = (14, 15)
+
+
+def seen_in(
+    image: RGB8,
+    boxes: Boxes,
+    net: Any,
+    decode: Callable[[NDArray[Any], NDArray[Any], NDArray[np.float64]], list[Found]],
+    size: tuple[int, int] = WHOLE_BODY,
+) -> list[Found]:
+    """What `decode` (whole_bodies or animals) reads of what a session gives for each box."""
+    entry = net.get_inputs()[0]
+    fixed = entry.shape[0] if isinstance(entry.shape[0], int) else None
+    at_once = fixed or AT_ONCE
+    found: list[Found] = []
+    for start in range(0, len(boxes), at_once):
+        inputs, areas = crops(image, boxes[start : start + at_once], size)
+        missing = (fixed or len(inputs)) - len(inputs)
+        filled = np.pad(inputs, ((0, missing), (0, 0), (0, 0), (0, 0)))
+        across, down = net.run(None, {entry.name: filled})
+        found += decode(across[: len(areas)], down[: len(areas)], areas)
+    return found
 
 
 def crops(

@@ -95,10 +95,14 @@ def node_name(annotator: Annotator) -> str:
     return "".join(word.capitalize() for word in annotator.name.split("_"))
 
 
+def is_limited(annotator: Annotator) -> bool:
+    """Whether some of its weights are not for commercial use."""
+    return any(not one.commercial for one in annotator.weights)
+
+
 def described(annotator: Annotator) -> str:
     """What the annotator makes, and which files limit its use, or are switched off for that."""
-    limited = any(not one.commercial for one in annotator.weights)
-    if not limited or not weights.commercial_only():
+    if not is_limited(annotator) or not weights.commercial_only():
         return annotator.about
     return f"{annotator.about} Switched off here, by {weights.COMMERCIAL_VARIABLE}."
 
@@ -149,8 +153,9 @@ class Annotate(io.ComfyNode):
             node_id="CLDM_Annotate",
             display_name="Annotate (CLDM)",
             category=ANNOTATE,
-            description="Makes hints with any annotator, chosen by name. After a run the node "
-            "shows what that annotator can be told, and what it was told.",
+            description="Makes hints with any annotator, chosen by name. The tooltip of settings "
+            "lists what each can be told; after a run the node shows it with its meaning and "
+            "range, and what the annotator was told.",
             inputs=[
                 image_input(),
                 io.Combo.Input(
@@ -172,7 +177,7 @@ class Annotate(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip="What else to tell the annotator: low_threshold: 50, high_threshold: "
-                    "120. Empty leaves all as it is.",
+                    f"120. Empty leaves all as it is:\n{every_default()}",
                 ),
                 io.Mask.Input(
                     "mask", optional=True, tooltip="For annotators that need one, as inpaint."
@@ -201,6 +206,24 @@ class Annotate(io.ComfyNode):
         masks = mask if chosen.needs_mask else None
         hints = annotated(chosen, image, mask=masks, **told)
         return text_result(hints, text=manual(chosen, told))
+
+
+def every_default() -> str:
+    """The settings of all annotators but the resolution, alike ones together, line by line."""
+    alike: dict[str, list[str]] = {}
+    for annotator in ANNOTATORS.values():
+        settings = ", ".join(in_short(*setting) for setting in annotator.params.items())
+        if settings:
+            alike.setdefault(settings, []).append(annotator.name)
+    return "\n".join(f"{', '.join(names)} - {settings}" for settings, names in alike.items())
+
+
+def in_short(name: str, setting: Setting) -> str:
+    """Name and default, and what else can be chosen."""
+    default = setting.default
+    if isinstance(setting, Choice):
+        return f"{name}: {default} ({', '.join(setting.choices)})"
+    return f"{name}: {round(default, 3) if isinstance(default, float) else default}"
 
 
 def manual(annotator: Annotator, told: Mapping[str, Value]) -> str:

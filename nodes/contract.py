@@ -73,7 +73,11 @@ TRAINING = (
 """For the nodes that train, beside those around control nets."""
 ANNOTATORS_HOST = (
     "comfy.model_management.current_loaded_models",
+    "comfy.model_management.free_memory",
+    "comfy.model_management.minimum_inference_memory",
+    "comfy.model_management.soft_empty_cache",
     "comfy.model_management.throw_exception_if_processing_interrupted",
+    "comfy.model_management.unload_all_models",
     "comfy.utils.ProgressBar.update_absolute",
     "folder_paths.add_model_folder_path",
     "folder_paths.get_folder_paths",

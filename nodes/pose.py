@@ -11,11 +11,11 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
-from ..annotators import detect_pose
+from ..annotators import ANNOTATORS, weights
 from ..annotators.keypoints import Frame, frames_from_json, to_json
-from ..annotators.pose import DETECTORS, RESOLUTION
+from ..annotators.pose import DETECTORS, KIND, RESOLUTION, poses_in
 from ..annotators.skeleton import draw_all, drawing_size
-from .annotate import host_device, host_progress
+from .annotate import host_device, host_progress, is_limited
 from .texts import CATEGORY
 
 POSES = f"{CATEGORY}/poses"
@@ -55,23 +55,34 @@ def result(frames: Sequence[Frame], size: tuple[int, int], **options: bool) -> i
     return io.NodeOutput(torch.from_numpy(drawn), poses, json.dumps(poses))
 
 
+def detectors() -> tuple[str, str]:
+    """Which detector is the default, and what is said of those that limit their use."""
+    limited = [name for name in DETECTORS if is_limited(ANNOTATORS[name])]
+    said = f"Not for commercial use: the weights of {', '.join(limited)}"
+    if not weights.commercial_only():
+        return KIND, f"{said}."
+    free = next(name for name in DETECTORS if name not in limited)
+    return free, f"{said}; switched off here, by {weights.COMMERCIAL_VARIABLE}."
+
+
 class DetectPose(io.ComfyNode):
     """Who is in each picture, as skeletons and as keypoints."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        default, limited = detectors()
         return io.Schema(
             node_id="CLDM_DetectPose",
             display_name="Detect Poses (CLDM)",
             category=POSES,
             description="Finds people with their hands and faces. The skeletons are drawn at the "
-            "picture's own size, whatever the resolution of the search. The weights of openpose "
-            "are not for commercial use. dwpose is surer and needs the package onnxruntime; "
-            "blazepose is quick on a CPU and needs the package ai-edge-litert.",
+            "picture's own size, whatever the resolution of the search. dwpose is the surest and "
+            "needs the package onnxruntime; blazepose is quick on a CPU and needs the package "
+            f"ai-edge-litert. {limited}",
             inputs=[
                 io.Image.Input("image", tooltip="The pictures to look at."),
                 io.Combo.Input(
-                    "detector", options=[*DETECTORS], default="openpose", tooltip="Who looks."
+                    "detector", options=[*DETECTORS], default=default, tooltip="Who looks."
                 ),
                 *part_inputs(),
                 io.Int.Input(
@@ -101,7 +112,7 @@ class DetectPose(io.ComfyNode):
         pictures = image.float().clamp(0, 1).cpu().numpy()
         parts = {"body": body, "hands": hands, "face": face}
         with host_progress():
-            frames = detect_pose(
+            frames = poses_in(
                 pictures, kind=detector, resolution=resolution, device=host_device(), **parts
             )
         return result(frames, (frames[0].width, frames[0].height), xinsir=xinsir, **parts)

@@ -125,7 +125,7 @@ def files(records: Records) -> str:
         (
             ", ".join(names),
             f"[{shown(one)}]({address(one)})",
-            "not known" if one.bytes is None else megabytes(one.bytes),
+            size_of(one),
             short_licence(one.licence),
             COMMERCIAL[one.commercial],
         )
@@ -134,6 +134,12 @@ def files(records: Records) -> str:
     terms = sorted({one.licence for one in users if ": " in one.licence})
     table = joined(("annotator", "file", "size", "licence", "commercial"), rows)
     return f"{table}\n\n{'. '.join(terms)}." if terms else table
+
+
+def size_of(weights: Weights) -> str:
+    """How large a file is, and whether it is taken unchecked for lack of a digest."""
+    known = "not known" if weights.bytes is None else megabytes(weights.bytes)
+    return known if weights.sha256 else f"{known}, unchecked"
 
 
 def shown(weights: Weights) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..base import needed
 from ..errors import Unavailable
+from ..keeper import outputs
 from ..pictures import each
 from .pretrained import filled
 
@@ -159,8 +160,8 @@ def nearness(net: Any, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     _, height, width, _ = images.shape
     height, width = input_size(height, width, backbone.image_size, backbone.patch_size)
     ready = each(partial(prepared, height=height, width=width), images)
-    pixels = torch.from_numpy(np.stack(ready))
-    found = net(pixel_values=pixels.to(like)).predicted_depth[:, None].float()
+    pixels = torch.from_numpy(np.stack(ready)).to(like)
+    found = outputs(lambda some: net(pixel_values=some).predicted_depth, pixels)[:, None].float()
     found = F.interpolate(found, images.shape[1:3], mode="bilinear", align_corners=True)
     values: NDArray[np.float32] = found[:, 0].cpu().numpy()
     return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import Unavailable
-from ..keeper import fill
+from ..keeper import fill, outputs
 from .dpt_hybrid import DptHybrid, Sizes
 from .frames import as_array, as_tensor, padded
 
@@ -77,4 +78,5 @@ def _sizes(tensors: Mapping[str, Tensor]) -> Sizes:
 
 def nearness(net: Any, images: NDArray[Any]) -> NDArray[Any]:
     """(N, H, W), larger is nearer, of pictures (N, H, W, 3) uint8 at their own size."""
-    return as_array(padded(net, as_tensor(images, net) / 127.5 - 1, MULTIPLE))[..., 0]
+    found = padded(partial(outputs, net), as_tensor(images, net) / 127.5 - 1, MULTIPLE)
+    return as_array(found)[..., 0]

@@ -6,6 +6,7 @@ Attribute names are those of `scannet.pt`, whose encoder is EfficientNet-B5.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import Unavailable
-from ..keeper import fill
+from ..keeper import fill, outputs
 from .efficientnet import B5, STEM, EfficientNet, Stage
 from .frames import as_tensor, padded, standardised, whole
 
@@ -174,5 +175,5 @@ def normals(net: Any, images: NDArray[Any]) -> NDArray[np.uint8]:
     pixels = as_tensor(images, net) / 255
     # The network is slower where the channels lie last in memory, as in pictures.
     ready = standardised(pixels, MEAN, DEVIATION).contiguous()
-    found = padded(net, ready, MULTIPLE)[:, :3]
+    found = padded(partial(outputs, net), ready, MULTIPLE)[:, :3]
     return whole(((found + 1) * 0.5).clip(0, 1).movedim(1, -1).float() * 255)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..base import needed
 from ..errors import Unavailable
+from ..keeper import outputs
 from .frames import as_tensor, standardised
 from .pretrained import filled
 
@@ -94,7 +96,14 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = pixels.shape[-2:]
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
     pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding)
-    task = pixels.new_zeros(len(images), net.config.task_seq_len)
+    found = outputs(partial(_likeliest, net), pixels)
+    numbers: NDArray[np.uint8] = found[:, :height, :width].byte().cpu().numpy()
+    return numbers
+
+
+def _likeliest(net: Any, pixels: Tensor) -> Tensor:
+    """(N, H, W): the likeliest class at each place of (N, 3, H, W), normalised."""
+    task = pixels.new_zeros(len(pixels), net.config.task_seq_len)
     task[:, : len(TASK)] = pixels.new_tensor(TASK)
     found = net(pixel_values=pixels, task_inputs=task)
     pairs = zip(
@@ -102,9 +111,7 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         found.transformer_decoder_mask_predictions,
         strict=True,
     )
-    likeliest = [semantic(*pair, pixels.shape[-2:]).argmax(0) for pair in pairs]
-    numbers: NDArray[np.uint8] = torch.stack(likeliest)[:, :height, :width].byte().cpu().numpy()
-    return numbers
+    return torch.stack([semantic(*pair, pixels.shape[-2:]).argmax(0) for pair in pairs])
 
 
 def semantic(kinds: Tensor, masks: Tensor, size: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import Unavailable
-from ..keeper import fill
+from ..keeper import fill, outputs
 from .attention import Attention
 from .frames import as_tensor, standardised
 
@@ -211,6 +211,6 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
     pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding, mode="replicate")
     # One after the other: at full size they are 150 values for each pixel.
-    likeliest = [_as_large(one[None], pixels).argmax(1)[0] for one in net(pixels)]
+    likeliest = [_as_large(one[None], pixels).argmax(1)[0] for one in outputs(net, pixels)]
     numbers: NDArray[np.uint8] = torch.stack(likeliest)[:, :height, :width].byte().cpu().numpy()
     return numbers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..base import needed
 from ..errors import Unavailable
+from ..keeper import outputs
 from .frames import as_tensor, standardised
 from .pretrained import filled
 
@@ -55,6 +56,6 @@ def classes(net: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     height, width = pixels.shape[-2:]
     padding = (0, -width % MULTIPLE, 0, -height % MULTIPLE)
     pixels = F.pad(standardised(pixels, MEAN, DEVIATION), padding, mode="replicate")
-    found = net(pixel_values=pixels).logits.argmax(1)[:, :height, :width]
-    numbers: NDArray[np.uint8] = found.byte().cpu().numpy()
+    found = outputs(lambda some: net(pixel_values=some).logits.argmax(1), pixels)
+    numbers: NDArray[np.uint8] = found[:, :height, :width].byte().cpu().numpy()
     return numbers

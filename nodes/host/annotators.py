@@ -25,7 +25,10 @@ NEIGHBOUR_VARIABLE = "AUX_ANNOTATOR_CKPTS_PATH"
 
 
 def weight_folders() -> list[Path]:
-    """The host's `annotators` folders, of extra_model_paths too; then what others have."""
+    """The host's `annotators` folders, of extra_model_paths too; then what others have.
+
+    The first one is downloaded into: of the host's own the first that can be written to.
+    """
     neighbours = [
         found
         for folder in folder_paths.get_folder_paths("custom_nodes")
@@ -33,7 +36,14 @@ def weight_folders() -> list[Path]:
     ]
     named = [Path(folder) for folder in (os.environ.get(NEIGHBOUR_VARIABLE),) if folder]
     own = [Path(folder) for folder in folder_paths.get_folder_paths(FOLDER)]
+    own.sort(key=is_writable, reverse=True)
     return [*own, *weights.environment_folders(), *named, *neighbours]
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be put into the folder, which may have to be made first."""
+    there = next((one for one in (folder, *folder.parents) if one.exists()), folder)
+    return os.access(there, os.W_OK)
 
 
 class AnnotatorNet(torch.nn.Module):
@@ -54,21 +64,39 @@ class HostKeeper:
         self._patchers: dict[Hashable, Any] = {}
 
     @contextmanager
-    def kept(self, key: Hashable, build: Callable[[], Any], device: Any) -> Iterator[Any]:
+    def kept(
+        self, key: Hashable, build: Callable[[], Any], device: Any, size: int = 0
+    ) -> Iterator[Any]:
         """See annotators.keeper.Keeper."""
         where = comfy.model_management.get_torch_device() if device is None else device
         where = torch.device(where)
         place = key, str(where)
         patcher = self._patchers.get(place)
         if patcher is None:
+            free(size, where)
             patcher = managed(build(), where)
             load(patcher)
+            if size:
+                patcher.size = patcher.model.model_loaded_weight_memory = size
             self._patchers[place] = patcher
             # The host's own record lives as long as it has the model loaded.
             weakref.finalize(record_of(patcher), self._patchers.pop, place, None).atexit = False
         elif isinstance(patcher.model.thing, torch.nn.Module):
             load(patcher)
         yield patcher.model.thing
+
+    def make_room(self, *, everything: bool) -> None:
+        """See annotators.keeper.Keeper; `everything` is what the host has loaded for others too."""
+        if everything:
+            comfy.model_management.unload_all_models()
+        comfy.model_management.soft_empty_cache()
+
+
+def free(size: int, device: torch.device) -> None:
+    """Have the host make room for what takes its place on the device by itself."""
+    if size and device.type != "cpu":
+        spare = comfy.model_management.minimum_inference_memory()
+        comfy.model_management.free_memory(size + spare, device)
 
 
 def managed(thing: Any, device: torch.device) -> Any:
@@ -100,7 +128,9 @@ def device() -> torch.device:
 
 def connect() -> None:
     """Hand the annotators this host's folders and memory manager."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    folder = os.path.join(folder_paths.models_dir, FOLDER)
+    # Before those of extra_model_paths, which the host has read by now.
+    folder_paths.add_model_folder_path(FOLDER, folder, is_default=True)
     weights.folders = weight_folders
     keeper.use(HostKeeper())
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose
+from controlnet_pack.annotators import AnnotatorError, annotate, pose_simcc
 from controlnet_pack.annotators import _animal_pose as animal_pose
 from controlnet_pack.annotators.keypoints import Frame, Keypoint, from_json, to_json
+from controlnet_pack.annotators.pose import poses_in
 from controlnet_pack.annotators.skeleton import draw
 
 from .pose_scenes import animal_output, picture, simcc_output
@@ -32,7 +33,7 @@ def sessions(monkeypatch):
                 yield Session(lambda x: simcc_output(seed, len(x), 17, (512, 512)), [])
 
         monkeypatch.setattr(animal_pose, "session", session)
-        monkeypatch.setattr(animal_pose, "ANIMALS_AT_ONCE", 99)  # as the reference
+        monkeypatch.setattr(pose_simcc, "AT_ONCE", 99)  # as the reference
 
     return use
 
@@ -51,7 +52,7 @@ def test_animals_are_the_references(sessions, case):
 def test_hint_is_the_drawing(sessions):
     sessions(1)
     image = picture(1, 90, 120)
-    (frame,) = detect_pose(image, kind="animal_pose", resolution=0)
+    (frame,) = poses_in(image, kind="animal_pose", resolution=0)
     assert np.array_equal(annotate("animal_pose", image, resolution=0), draw(frame))
 
 

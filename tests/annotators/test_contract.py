@@ -5,9 +5,11 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+from torch import nn
 
 from controlnet_pack import annotators
 from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, Choice, Flag, Param, annotate
+from controlnet_pack.annotators.pictures import working_size
 
 from .conftest import giving
 from .seeded import SEEDED
@@ -153,9 +155,51 @@ def test_same_hint_every_time(annotator):
 
 @pytest.mark.parametrize("end", ["min", "max"])
 def test_ends_of_every_range(annotator, end):
-    params = annotator.record.params.items()
-    ends = {name: getattr(one, end) for name, one in params if isinstance(one, Param)}
-    assert annotator(picture(16, 16, 3), **ends).shape == (16, 16, 3)
+    params = annotator.record.params
+    ends = {name: getattr(one, end) for name, one in params.items() if isinstance(one, Param)}
+    for told in (ends, *({name: value} for name, value in ends.items())):
+        low, high = (
+            told.get(name, params[name].default) if name in params else 0
+            for name in ("low_threshold", "high_threshold")
+        )
+        if low > high:
+            with pytest.raises(AnnotatorError, match="lower the first or raise the second"):
+                annotator(picture(16, 16, 3), **told)
+        else:
+            assert annotator(picture(16, 16, 3), **told).shape == (16, 16, 3)
+
+
+def test_smallest_resolution(annotator):
+    assert annotator(picture(16, 20, 3), resolution=1).shape == (1, 1, 3)
+
+
+def test_largest_resolution_is_of_the_largest_square():
+    largest = ANNOTATORS["canny"].settings["resolution"].max
+    assert working_size(16, 16, largest) == (largest, largest)
+    with pytest.raises(AnnotatorError, match=f"at the resolution {largest}: lower it"):
+        working_size(16, 17, largest)
+
+
+ON_PROCESSORS = (
+    *("depth_anything", "depth_anything_v2", "midas", "midas_normal", "normal_bae", "oneformer"),
+    *("openpose", "segments", "uniformer", "zoe"),
+)
+
+
+@pytest.mark.parametrize("annotator", ON_PROCESSORS, indirect=True)
+def test_networks_are_given_pictures_one_by_one_on_a_processor(annotator):
+    counts = set()
+
+    def look(module, inputs):
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            counts.add(len(inputs[0]))
+
+    handle = nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        annotator(picture(3, 17, 20, 3))
+    finally:
+        handle.remove()
+    assert counts == {1}
 
 
 def test_every_choice(annotator):

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose
+from controlnet_pack.annotators import AnnotatorError, Weights, annotate, keeper, weights
 from controlnet_pack.annotators import _dwpose as dwpose
+from controlnet_pack.annotators.pose import poses_in
+from controlnet_pack.annotators.pose_simcc import crops, seen_in
 from controlnet_pack.annotators.pose_yolox import boxes_of, letterboxed
 
+from . import tiny_onnx
 from .pose_scenes import picture, simcc_output, yolox_output
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "poses.json").read_text())["dwpose"]
@@ -24,7 +27,7 @@ class Session:
         self.give, self.seen = give, seen
 
     def get_inputs(self):
-        return [type("Input", (), {"name": "pixels"})]
+        return [type("Input", (), {"name": "pixels", "shape": ["batch"]})]
 
     def run(self, names, feed):
         assert names is None
@@ -72,7 +75,7 @@ def test_people_are_the_references(sessions, case):
 
 def test_nobody_is_an_empty_frame(sessions):
     seen = sessions(0, output=np.zeros((1, 8400, 85), np.float32))
-    (frame,) = detect_pose(picture(0, 60, 40), kind="dwpose")
+    (frame,) = poses_in(picture(0, 60, 40), kind="dwpose")
     assert (frame.width, frame.height, frame.people) == (40, 60, ())
     assert len(seen) == 1
     assert not annotate("dwpose", picture(0, 60, 40), resolution=0).any()
@@ -102,7 +105,7 @@ def test_of_two_boxes_on_one_another_the_surer_one_stays():
 
 def test_hands_and_face_can_be_left_out(sessions):
     sessions(0)
-    (frame,) = detect_pose(picture(0, 300, 420), kind="dwpose", hands=False, face=False)
+    (frame,) = poses_in(picture(0, 300, 420), kind="dwpose", hands=False, face=False)
     assert frame.people
     assert not any(one.left_hand or one.right_hand or one.face for one in frame.people)
     assert any(one.body for one in frame.people)
@@ -112,3 +115,22 @@ def test_without_onnxruntime_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(AnnotatorError, match="Install it with: pip install onnxruntime"):
         annotate("dwpose", picture(0, 16, 16))
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 4])
+def test_a_file_may_fix_how_many_people_go_through_it_together(tmp_path, batch):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    boxes = np.array([[4 * n, n, 4 * n + 20, n + 30] for n in range(9)], np.float64)
+    image, counts = picture(0, 60, 80), []
+
+    def decode(across, down, areas):
+        counts.append(len(across))
+        assert len(across) == len(down) == len(areas)
+        return [*across]
+
+    record = Weights("", "net.onnx", "", None, None, "MIT", True)
+    path = tiny_onnx.write(tmp_path / "net.onnx", batch, copies=2)
+    with weights.given(record, path), keeper.session(record, "cpu") as net:
+        found = seen_in(image, boxes, net, decode)
+    assert np.array_equal(found, crops(image, boxes)[0])  # which the network gives back
+    assert counts == {"batch": [8, 1], 1: [1] * 9, 4: [4, 4, 1]}[batch]

@@ -74,15 +74,3 @@ def test_no_segment_is_no_error():
     nothing = torch.full((1, 9, 32, 32), -100.0)
     (found,) = zip(*(part.numpy() for part in likeliest(nothing)), strict=True)
     assert _mlsd._ends(*found, 0.1, 0.1) == []
-
-
-@pytest.mark.parametrize(("device", "counts"), [("cpu", [1, 1, 1]), ("meta", [3])])
-def test_a_batch_goes_whole_to_accelerators_only(device, counts):
-    told = []
-
-    def net(frames):
-        told.append(len(frames))
-        return frames
-
-    assert edges.outputs(net, torch.zeros(3, 1, 2, 2, device=device)).shape == (3, 1, 2, 2)
-    assert told == counts

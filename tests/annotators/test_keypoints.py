@@ -44,8 +44,18 @@ def test_points_in_fractions_are_brought_to_pixels():
     assert frame.people[0].face == (Keypoint(50, 50), Keypoint(100, -200))
 
 
-def test_one_point_beyond_1_makes_all_of_them_pixels():
-    frame = from_json(pose(face_keypoints_2d=[0.5, 0.25, 1, 1.5, 0, 1]))
+def test_fractions_may_lie_outside_of_the_canvas():
+    frame = from_json(pose(face_keypoints_2d=[0.5, 0.25, 1, 1.5, -0.25, 1]))
+    assert frame.people[0].face == (Keypoint(50, 50), Keypoint(150, -50))
+
+
+def test_one_point_beyond_2_makes_all_of_them_pixels():
+    frame = from_json(pose(face_keypoints_2d=[0.5, 0.25, 1, 2.5, 0, 1]))
+    assert frame.people[0].face == (Keypoint(0.5, 0.25), Keypoint(2.5, 0))
+
+
+def test_on_a_small_canvas_one_point_beyond_1_does():
+    frame = from_json(pose(face_keypoints_2d=[0.5, 0.25, 1, 1.5, 0, 1], width=16, height=16))
     assert frame.people[0].face == (Keypoint(0.5, 0.25), Keypoint(1.5, 0))
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose
+from controlnet_pack.annotators import AnnotatorError, annotate
 from controlnet_pack.annotators import _openpose as openpose
 from controlnet_pack.annotators.keypoints import Keypoint
 from controlnet_pack.annotators.nets.openpose import BodyNet, PartNet
+from controlnet_pack.annotators.pose import poses_in
 from controlnet_pack.annotators.pose_boxes import face_box, hand_boxes
 from controlnet_pack.annotators.pose_maps import peaks
 
@@ -153,15 +154,15 @@ def test_no_peak_in_a_faint_map_and_one_in_a_spot_at_the_edge():
 def test_frames_are_in_pixels_of_the_given_picture(nets):
     give_bodies(nets, 0, 512, 512)
     give_parts(nets, 0)
-    small = detect_pose(picture(0, 512, 512), hands=False, face=False)[0]
-    large = detect_pose(picture(0, 1024, 1024), hands=False, face=False)[0]
+    small = poses_in(picture(0, 512, 512), hands=False, face=False)[0]
+    large = poses_in(picture(0, 1024, 1024), hands=False, face=False)[0]
     assert (large.width, large.height) == (1024, 1024)
     assert large.people[0].body[1].x == 2 * small.people[0].body[1].x
 
 
 def test_parts_that_are_not_asked_for_are_not_looked_for(nets):
     give_bodies(nets, 0, 512, 512)
-    (frame,) = detect_pose(picture(0, 512, 512), hands=False, face=False)
+    (frame,) = poses_in(picture(0, 512, 512), hands=False, face=False)
     assert len(frame.people) == 4
     assert not any(one.left_hand or one.right_hand or one.face for one in frame.people)
 
@@ -169,7 +170,7 @@ def test_parts_that_are_not_asked_for_are_not_looked_for(nets):
 def test_hands_and_faces_lie_in_their_boxes(nets):
     give_bodies(nets, 0, 512, 512)
     give_parts(nets, 0)
-    (frame,) = detect_pose(picture(0, 512, 512), body=False)
+    (frame,) = poses_in(picture(0, 512, 512), body=False)
     assert all(person.body == () for person in frame.people)
     assert any(person.face for person in frame.people)
     assert any(person.left_hand or person.right_hand for person in frame.people)
@@ -184,8 +185,8 @@ def test_batch_is_its_pictures_one_by_one(nets):
     give_bodies(nets, 2, 180, 120)
     give_parts(nets, 2)
     pictures = np.stack([picture(seed, 180, 120) for seed in range(3)])
-    alone = [detect_pose(one, resolution=0)[0] for one in pictures]
-    assert detect_pose(pictures, resolution=0) == alone
+    alone = [poses_in(one, resolution=0)[0] for one in pictures]
+    assert poses_in(pictures, resolution=0) == alone
 
 
 @pytest.mark.parametrize(
@@ -213,19 +214,23 @@ def test_a_strip_is_not_enlarged_without_end(nets):
         return torch.zeros(1, 38, 1, 1), torch.zeros(1, 19, 1, 1)
 
     nets["body_pose_model.pth"] = body
-    detect_pose(picture(0, 1, 2000), resolution=0)
+    poses_in(picture(0, 1, 2000), resolution=0)
     assert seen == [(1, 3, 8, 4096)]
 
 
-def test_many_small_pictures_go_through_the_network_in_pieces(nets):
-    counts = []
+def test_many_small_pictures_go_through_the_network_in_pieces(nets, monkeypatch):
+    counts, outputs = [], openpose.outputs
 
     def body(x):
-        counts.append(len(x))
         return torch.zeros(len(x), 38, 23, 23), torch.zeros(len(x), 19, 23, 23)
 
+    def counted(net, frames):
+        counts.append(len(frames))
+        return outputs(net, frames)
+
     nets["body_pose_model.pth"] = body
-    frames = detect_pose(np.zeros((50, 8, 8, 3), np.uint8), resolution=0)
+    monkeypatch.setattr(openpose, "outputs", counted)
+    frames = poses_in(np.zeros((50, 8, 8, 3), np.uint8), resolution=0)
     assert len(frames) == 50
     assert counts == [22, 22, 6]
 
@@ -244,13 +249,13 @@ def test_hint_is_the_drawing(nets):
 
 def test_unknown_detector():
     with pytest.raises(AnnotatorError, match="no pose detector 'openpse'; did you mean 'openpose'"):
-        detect_pose(picture(0, 8, 8), kind="openpse")
+        poses_in(picture(0, 8, 8), kind="openpse")
 
 
 def test_no_weights_says_where_to_put_them(no_network, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(AnnotatorError, match=r"body_pose_model\.pth \(209 MB\) isn't here"):
-        detect_pose(picture(0, 16, 16))
+        poses_in(picture(0, 16, 16))
 
 
 def test_only_for_research_is_said():

@@ -322,18 +322,24 @@ with weights.given(record, Path(args["file"])):
     del counted
     sessions = []
     for _ in range(2):
-        with keeper.kept("a session", Session, None) as one:
+        with keeper.kept("a session", Session, None, 12345) as one:
             sessions.append(weakref.ref(one))
     same_session = sessions[0]() is sessions[1]() is one
+    sizes = sorted(one.model_memory() for one in known())
     del one
     memory.unload_all_models()
     gc.collect()
     left, alive = len(known()), [ref() is not None for ref in (net, *sessions)]
     after = run(1)
     back = len(known())
+    keeper.make_room(everything=False)
+    kept_room = len(known())
+    keeper.make_room(everything=True)
+    all_room = len(known())
 folders = [str(folder) for folder in weights.folders()]
 report(
-    total=total, size=size, loads=[loads, len(loaded)], left=left, alive=alive, back=back,
+    total=total, size=size, sizes=sizes, rooms=[kept_room, all_room],
+    loads=[loads, len(loaded)], left=left, alive=alive, back=back,
     folders=folders, same=bool((first == again).all() and (first == after).all()),
     apart=float((first - other).abs().max()), shape=list(first.shape), same_session=same_session,
     keeper=type(keeper._keeper).__name__, devices=sorted(set(devices)), complaints=complaints,
@@ -352,6 +358,8 @@ def test_the_host_s_memory_manager_has_the_networks(
     assert found["alive"] == [False] * 3
     assert found["same_session"]
     assert found["size"] == sum(value.numel() * value.element_size() for value in tensors)
+    assert found["sizes"] == [12345, found["size"]]  # a session is as large as it is said to be
+    assert found["rooms"] == [1, 0]  # what is left when the device's memory was too small
     assert found["same"]
     assert found["apart"] > 0.01
     assert found["shape"] == [2, 64, 80, 3]
@@ -360,12 +368,50 @@ def test_the_host_s_memory_manager_has_the_networks(
     assert found["complaints"] == []
 
 
+FOLDERS = """
+from pathlib import Path
+from utils.extra_config import load_extra_path_config
+load_extra_path_config(args["config"])
+host_side = pack("nodes.host.annotators")
+host_side.connect()
+weights = pack("annotators.weights")
+folders = [[str(folder) for folder in weights.folders()][:2]]
+writable = host_side.is_writable
+host_side.is_writable = lambda folder: folder.name == "share"
+folders.append([str(folder) for folder in weights.folders()][:2])
+report(folders=folders, writable=writable(Path(args["config"]).parent / "not" / "there"))
+"""
+
+
+def test_folders_of_extra_model_paths_come_after_the_host_s_own(in_host, tmp_path: Path) -> None:
+    config, share = tmp_path / "extra_model_paths.yaml", tmp_path / "share"
+    config.write_text(f"others:\n    base_path: {tmp_path}\n    annotators: share\n")
+    own = tmp_path / "base" / "models" / "annotators"
+    found = in_host(FOLDERS, {"config": str(config)})
+    assert found["folders"][0] == [str(own), str(share)]
+    # What can't be written to is looked into later, so that downloads don't go there.
+    assert found["folders"][1] == [str(share), str(own)]
+    assert found["writable"]  # since it can be made
+
+
+def test_annotate_lists_what_every_annotator_can_be_told(client: HostClient) -> None:
+    inputs = client.object_info()["CLDM_Annotate"]["input"]["required"]
+    first, *lines = inputs["settings"][1]["tooltip"].splitlines()
+    assert first.endswith("Empty leaves all as it is:")
+    assert "canny - low_threshold: 100, high_threshold: 200" in lines
+    assert "depth_anything_v2, depth_anything - model: small (small, base, large)" in lines
+    told = {name for line in lines for name in line.partition(" - ")[0].split(", ")}
+    assert told == {one.name for one in ANNOTATORS.values() if one.params}
+    assert max(map(len, lines)) < 160
+
+
 SWITCHED_OFF = """
 import os
 import torch
 os.environ["CLDM_COMMERCIAL_ONLY"] = "1"
 nodes = {one.define_schema().node_id: one for one in pack("nodes.annotate").ANNOTATOR_NODES}
 records = pack("annotators").ANNOTATORS
+poses = pack("nodes.pose").DetectPose.define_schema()
 
 def said(name, **inputs):
     try:
@@ -380,6 +426,7 @@ report(
     pidinet=said("CLDM_Pidinet", **settings("pidinet")),
     by_name=said("CLDM_Annotate", annotator="openpose", resolution=-1, settings=""),
     canny=said("CLDM_Canny", **settings("canny")),
+    poses=[poses.description, next(one.default for one in poses.inputs if one.id == "detector")],
     descriptions={name: node.define_schema().description for name, node in nodes.items()},
     complaints=complaints,
 )
@@ -398,6 +445,12 @@ def test_what_is_not_for_commercial_use_can_be_switched_off(in_host) -> None:
     assert found["by_name"].startswith("body_pose_model.pth may not be used commercially (CMU ")
     assert found["by_name"].endswith(off)
     assert found["canny"] is None
+    description, detector = found["poses"]
+    assert description.endswith(
+        "Not for commercial use: the weights of openpose; switched off here, by "
+        "CLDM_COMMERCIAL_ONLY."
+    )
+    assert detector == "dwpose"
     switched_off = "Switched off here, by CLDM_COMMERCIAL_ONLY."
     for annotator in ANNOTATORS.values():
         limited = [one.file for one in annotator.weights if not one.commercial]
@@ -415,3 +468,6 @@ def test_nodes_name_the_files_that_are_not_for_commercial_use(client: HostClient
         ("CLDM_DepthAnythingV2", "depth_anything_v2_vitb.pth, depth_anything_v2_vitl.pth"),
     ):
         assert nodes[class_type]["description"].endswith(f"Not for commercial use: {file}.")
+    detect = nodes["CLDM_DetectPose"]
+    assert detect["description"].endswith("Not for commercial use: the weights of openpose.")
+    assert detect["input"]["required"]["detector"][1]["default"] == "openpose"
