@@ -30,13 +30,14 @@ TROUBLE = (
 class ScaledAutoencoder:
     """An autoencoder of diffusers, with latents scaled as its configuration says.
 
-    It stays on its device and in its type: fp32, as SDXL's overflows in fp16.
+    latents: (VAE's - shift) * scale. It stays on its device and in its type: fp32, as SDXL's
+    overflows in fp16.
     """
 
     def __init__(self, vae: Any) -> None:
         self.vae = vae
-        self._scale: float = vae.config["scaling_factor"]
-        self._shift: float = vae.config.get("shift_factor") or 0.0
+        self.scale: float = vae.config["scaling_factor"]
+        self.shift: float = vae.config.get("shift_factor") or 0.0
 
     def encode(self, pixels: Tensor, /) -> Tensor:
         """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), fp32, scaled for the UNet.
@@ -46,14 +47,16 @@ class ScaledAutoencoder:
         found = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype))
         # AutoencoderTiny gives latents, AutoencoderKL a distribution.
         latents = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latents
-        scaled: Tensor = (latents - self._shift).float() * self._scale
+        scaled: Tensor = (latents - self.shift).float() * self.scale
         return scaled
 
     def decode(self, latents: Tensor, /) -> Tensor:
-        """(B, 4, h, w), scaled, to (B, 3, 8h, 8w) in [-1, 1]."""
-        unscaled = latents.to(self.vae.dtype) / self._scale + self._shift
-        pixels: Tensor = self.vae.decode(unscaled).sample
-        return pixels
+        """(B, 4, h, w), scaled, to (B, 3, 8h, 8w) in [-1, 1].
+
+        One after the other: a decoder takes more memory for a picture than a UNet.
+        """
+        unscaled = latents.to(self.vae.dtype) / self.scale + self.shift
+        return torch.cat([self.vae.decode(one).sample for one in unscaled.split(1)])
 
 
 @dataclass(frozen=True)

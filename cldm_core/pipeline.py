@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -143,7 +144,8 @@ class Pipeline:
             )
         scheduler.set_timesteps(settings.steps)
         weight = next(self.unet.parameters())
-        context, y = self._encoded([negative, *prompts], settings, weight)
+        with _without_autocast(weight):
+            context, y = self._encoded([negative, *prompts], settings, weight)
         sides = [Text(context[1:], None if y is None else y[1:])]
         if settings.guidance != 1:
             sides.insert(0, Text(context[:1], None if y is None else y[:1]))
@@ -166,7 +168,8 @@ class Pipeline:
             latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
             if progress:
                 progress(index + 1, settings.steps)
-        pixels = self.autoencoder.decode(latents)
+        with _without_autocast(weight):
+            pixels = self.autoencoder.decode(latents)
         return _to_picture(pixels)
 
     def _encoded(self, prompts: Sequence[str], settings: Settings, like: Tensor) -> Text:
@@ -268,6 +271,17 @@ def _noise(settings: Settings) -> Tensor:
 def _seeds(settings: Settings) -> range:
     """That of each picture."""
     return range(settings.seed, settings.seed + settings.count)
+
+
+def _without_autocast(like: Tensor) -> AbstractContextManager[Any]:
+    """For autoencoders and text encoders, which compute in the type of their weights.
+
+    SDXL's autoencoder overflows in fp16.
+    """
+    try:
+        return torch.autocast(like.device.type, enabled=False)
+    except RuntimeError:  # an older PyTorch has no autocast there that could be ended
+        return nullcontext()
 
 
 def _to_picture(pixels: Tensor) -> Picture:

@@ -23,6 +23,7 @@ from .config import Prediction, own_size
 from .encoders import ScaledAutoencoder, TextEncoder, TextModel, in_words
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .pipeline import Pipeline
+from .predictions import file_prediction
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -52,19 +53,21 @@ def load_pipeline(
     tokenizer: str | None = None,
     prediction: Prediction | None = None,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> Pipeline:
     """A pipeline of a checkpoint in the original's layout (.safetensors, or .ckpt of tensors).
 
     `tokenizer` is a folder with CLIP's vocab.json and merges.txt; None takes them from the Hugging
-    Face hub or its cache. `prediction` is "v" for SD 2.1 at 768 pixels, which keys don't tell; None
-    takes the one of the file's own configuration, "eps" where it has none. VAE and text encoders
-    run in fp32. Raises UnsupportedCheckpoint where a part is missing, CheckpointMismatch where it
-    is damaged and CldmError where there is no tokenizer.
+    Face hub or its cache. `prediction` is "v" for SD 2.1 at 768 pixels, which few files tell; None
+    takes what the file says (predictions.py), "eps" where it says nothing. dtype: of the UNet, None
+    the stored one; VAE and text encoders run in fp32. Raises UnsupportedCheckpoint where a part is
+    missing or the noise schedule another, CheckpointMismatch where a part is damaged and CldmError
+    where there is no tokenizer.
     """
     checkpoint = read(path)
     with _named("UNet", checkpoint.name):
-        unet = load_unet(checkpoint, device=device, dtype=dtype)
+        stated = file_prediction(checkpoint)
+        unet = load_unet(checkpoint, prediction=prediction or stated, device=device, dtype=dtype)
     sdxl = unet.config.adm_in_channels is not None
     with _named("autoencoder", checkpoint.name):
         vae = load_vae(checkpoint.tensors, SDXL_SCALE_FACTOR if sdxl else SCALE_FACTOR).to(device)
@@ -75,12 +78,7 @@ def load_pipeline(
     # OpenCLIP, in Stable Diffusion 2 and SDXL, pads with 0 behind the first end token, CLIP with
     # the end token.
     models = [TextModel(shared, one.to(device), one.config.pad_token_id) for one in encoders]
-    return Pipeline(
-        unet,
-        ScaledAutoencoder(vae),
-        TextEncoder(models),
-        prediction or unet.config.prediction,
-    )
+    return Pipeline(unet, ScaledAutoencoder(vae), TextEncoder(models), unet.config.prediction)
 
 
 def size_of(path: str | Path, prediction: Prediction | None = None) -> int:
@@ -91,7 +89,8 @@ def size_of(path: str | Path, prediction: Prediction | None = None) -> int:
     checkpoint = read_header(path)
     with _named("UNet", checkpoint.name):
         state = without_scales(unet_part(checkpoint))
-        return own_size(stored_unet(checkpoint) or unet_config(state), prediction)
+        config = stored_unet(checkpoint) or unet_config(state)
+        return own_size(config, prediction or file_prediction(checkpoint))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..attention import Attention, sdpa
 from ..bound import Base
-from ..config import ControlNetConfig, UNetConfig
+from ..config import ControlNetConfig, Prediction, UNetConfig
 from ..controlnet import ControlNet
 from ..errors import CldmError, UnsupportedCheckpoint
 from ..unet import ControlledUNet
@@ -124,6 +124,7 @@ def load_unet(
     path_or_state_dict: Source,
     *,
     config: UNetConfig | None = None,
+    prediction: Prediction | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     ops: Any = nn,
@@ -132,7 +133,8 @@ def load_unet(
     """The UNet of a file or state dict, in eval mode and frozen.
 
     In the original's key layout, with or without the `model.diffusion_model.` prefix, or in that of
-    diffusers' UNet files. See load_controlnet for the rest.
+    diffusers' UNet files. prediction: what it predicts, where that is known better than by its
+    configuration. See load_controlnet for the rest.
     """
     checkpoint = read(path_or_state_dict)
     _require_class(config, UNetConfig, checkpoint.name)
@@ -140,6 +142,7 @@ def load_unet(
     state = unified(unet_part(checkpoint), dtype, checkpoint.name)
     require_finite(state, checkpoint.name)
     config = config or stored_unet(checkpoint) or unet_config(state)
+    config = replace(config, prediction=prediction or config.prediction)
     build = partial(ControlledUNet, config, attention=attention)
     unet = _filled(build, ops, state, checkpoint.name)
     return unet.to(device).eval().requires_grad_(False)

@@ -91,9 +91,9 @@ class TinyText:
 
 
 def load_pipeline(
-    *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
 ) -> Pipeline:
-    """The embedded model, ready to sample pictures of 128x128."""
+    """The embedded model, ready to sample pictures of 128x128; dtype None is its UNet's file's."""
     from ..pipeline import Pipeline
 
     unet = load_unet(weights("unet"), dtype=dtype, device=device)

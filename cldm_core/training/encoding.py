@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,8 @@ from .pairs import Size
 
 SAMPLED = 64
 """How many numbers of each weight tell one model from another."""
+PROBES = ("", "A hut, 2 cats")
+"""Prompts whose tokens tell how a tokenizer begins, ends, pads and cuts."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,14 @@ class DiffusersEncoders:
 
     What they make is said at ScaledAutoencoder and TextEncoder; SDXL's y also tells the sizes of
     each picture. The models stay on their devices and in their types; they are not changed. key:
-    None takes it from the weights.
+    None takes it from weights, scale and tokenizers.
     """
 
     def __init__(self, vae: Any, texts: Sequence[TextModel], *, key: str | None = None) -> None:
         self._autoencoder, self._text = ScaledAutoencoder(vae), TextEncoder(texts)
-        nets = [vae, *(text.encoder for text in texts)]
-        self.key = key or "diffusers-" + "-".join(fingerprint(net) for net in nets)
+        scaled = f"{fingerprint(vae)}-{self._autoencoder.scale}-{self._autoencoder.shift}"
+        read = (f"{fingerprint(text.encoder)}-{_tokens_key(text)}" for text in texts)
+        self.key = key or "-".join(("diffusers", scaled, *read))
 
     @property
     def sized(self) -> bool:
@@ -111,6 +115,12 @@ class DiffusersEncoders:
         if pooled is None:
             return context, None
         return context, sdxl_vector(pooled, [size.numbers for size in sizes])
+
+
+def _tokens_key(text: TextModel) -> str:
+    """A digest of what becomes of prompts before the text encoder reads them."""
+    told = [sorted(text.tokenizer.get_vocab().items()), text.ids(PROBES).tolist()]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -91,9 +91,10 @@ class Evaluator:
     pipeline: samples the pictures with the base that is trained on. adherence: the annotator that
     made the hints; None samples and scores nothing. score: a Score, or the name of one. Picture i
     has the seed `seeds + i` and is the same in every batch, so that evaluations differ by the net
-    alone. precision: number type of torch.autocast; None computes in the type of the weights, and
-    in the UNet's where the net has another. only_mid_control: as in training. extra: modules beside
-    net and UNet whose mode must be kept, such as a text encoder that is trained.
+    alone; `batch` are sampled together at most. precision: number type of torch.autocast for UNet
+    and net; None computes in the type of the weights, and in the UNet's where the net has another.
+    only_mid_control: as in training. extra: modules beside net and UNet whose mode must be kept,
+    such as a text encoder that is trained.
 
     Modes (train or eval) of all modules and the states of Python's, NumPy's and PyTorch's random
     numbers are afterwards what they were. Raises CldmError where there is no hint, or none fits.

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from ..checkpoint import load_unet
+from ..checkpoint.read import read_header
 from ..config import Prediction
 from ..encoders import ScaledAutoencoder, TextEncoder, TextModel, in_words
 from ..errors import CldmError
 from ..pipeline import Pipeline
+from ..predictions import file_prediction, scheduler_prediction
 
 UNET_FILES = (
     "diffusion_pytorch_model.safetensors",
@@ -33,18 +35,29 @@ def unet_file(folder: Path) -> Path:
     return found
 
 
+def folder_prediction(folder: Path) -> Prediction | None:
+    """What the folder's scheduler or its UNet's file says; None where they say nothing.
+
+    Raises CldmError where there is no UNet, or the noise schedule isn't Stable Diffusion's.
+    """
+    unet = unet_file(folder)
+    stated = scheduler_prediction(folder / "scheduler" / "scheduler_config.json")
+    return stated or file_prediction(read_header(unet))
+
+
 def load_folder(
     folder: Path,
     *,
     prediction: Prediction | None,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> Pipeline:
     """A pipeline of a folder; VAE and text encoders in fp32.
 
-    Raises CldmError where a part is missing or can't be read.
+    prediction: None takes the one of the UNet's configuration; dtype: of the UNet, None the stored
+    one. Raises CldmError where a part is missing or can't be read.
     """
-    unet = load_unet(unet_file(folder), device=device, dtype=dtype)
+    unet = load_unet(unet_file(folder), prediction=prediction, device=device, dtype=dtype)
     with in_words(
         CldmError,
         lambda said: (
@@ -60,7 +73,7 @@ def load_folder(
             f"{folder} holds {len(text.models)}, and its UNet needs {wanted}: take the whole "
             f"folder of one model."
         )
-    return Pipeline(unet, autoencoder, text, prediction)
+    return Pipeline(unet, autoencoder, text, unet.config.prediction)
 
 
 def _is(folder: Path, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,13 +11,15 @@ import torch
 from .. import tiny
 from ..checkpoint import load_unet
 from ..checkpoint.read import read_header
-from ..config import UNetConfig, own_size
+from ..config import SD21, UNetConfig, own_size
 from ..errors import CldmError
 from ..hints import HINT_SCALE
 from ..pipeline import Pipeline
+from ..predictions import file_prediction
 from ..unet import ControlledUNet
 from .config import TINY, TrainConfig
 from .encoding import DiffusersEncoders, Encoders, TinyEncoders
+from .frozen import HALF
 
 if TYPE_CHECKING:
     from ..config import Prediction
@@ -36,22 +38,27 @@ class Base:
 
 
 def load_base(config: TrainConfig, device: torch.device) -> Base:
-    """The base that config names, its UNet in the type that it computes in where it is frozen.
+    """The base that config names, its UNet in `unet_type`, or still in its file's.
 
-    Raises CldmError where there is none, or a part of it is missing.
+    Raises CldmError where there is none, a part of it is missing, or nothing says what it predicts.
     """
+    copied = config.init is None and config.kind != "lllite"
+    # A new net starts from all digits of the file; then `plan.make_net` halves the UNet.
+    dtype = None if copied and unet_type(config) in HALF else unet_type(config)
+    prediction = unet_of(config).config.prediction
     if config.base == TINY:
-        pipeline = tiny.load_pipeline(device=device, dtype=unet_type(config))
-        return Base(pipeline, TinyEncoders(device), TINY_GUIDANCE)
-    parts: Any = _full_pipeline(config, device)
+        pipeline = tiny.load_pipeline(device=device, dtype=dtype)
+        return Base(replace(pipeline, prediction=prediction), TinyEncoders(device), TINY_GUIDANCE)
+    parts: Any = _full_pipeline(config, prediction, device, dtype)
     encoders = DiffusersEncoders(parts.autoencoder.vae, parts.encode_text.models)
     return Base(parts, encoders, FULL_GUIDANCE)
 
 
-def _full_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
+def _full_pipeline(
+    config: TrainConfig, prediction: Prediction, device: torch.device, dtype: torch.dtype | None
+) -> Pipeline:
     """That of a folder of diffusers, or of a single file."""
-    path, prediction = Path(config.base), cast("Prediction | None", config.prediction)
-    dtype = unet_type(config)
+    path = Path(config.base)
     if path.is_dir():
         from .folders import load_folder
 
@@ -64,13 +71,32 @@ def _full_pipeline(config: TrainConfig, device: torch.device) -> Pipeline:
 
 
 def unet_of(config: TrainConfig) -> ControlledUNet:
-    """The base's UNet without its numbers: of its file only the header is read."""
+    """The base's UNet without its numbers: of its file only the header is read.
+
+    Its configuration has what config says that it predicts, else what the base says. Raises
+    CldmError where nothing says it of a Stable Diffusion 2, as there are both kinds.
+    """
     path = tiny.weights("unet") if config.base == TINY else Path(config.base)
     if path.is_dir():
-        from .folders import unet_file
+        from .folders import folder_prediction, unet_file
 
-        path = unet_file(path)
-    return load_unet(read_header(path), device="meta", dtype=unet_type(config))
+        stated, header = folder_prediction(path), read_header(unet_file(path))
+    else:
+        header = read_header(path)
+        stated = file_prediction(header)
+    known = cast("Prediction | None", config.prediction) or stated
+    unet = load_unet(header, prediction=known, device="meta", dtype=unet_type(config))
+    if known is None and _of_both_kinds(unet.config):
+        raise CldmError(
+            f"{config.base} is a Stable Diffusion 2: some of these predict velocity and some "
+            f"noise, and nothing in it says which. Set prediction to v for one of 768 pixels (2.0 "
+            f"and 2.1), or to eps for one of 512 (2.0-base and 2.1-base)."
+        )
+    return unet
+
+
+def _of_both_kinds(unet: UNetConfig) -> bool:
+    return unet.context_dim == SD21.context_dim and unet.adm_in_channels is None
 
 
 def unet_type(config: TrainConfig) -> torch.dtype:

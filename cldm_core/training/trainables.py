@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -68,7 +68,12 @@ class Trainable:
 
     def metadata(self) -> dict[str, str]:
         """The file's metadata, with the net's configuration."""
-        return config_metadata(self.net.config)
+        config = self.net.config
+        if isinstance(config, ControlNetConfig):
+            # What the base predicts few nets say that are gone on from.
+            prediction = self.unet.config.prediction
+            config = replace(config, unet=replace(config.unet, prediction=prediction))
+        return config_metadata(config)
 
     def unet_state_dict_to_save(self) -> dict[str, Tensor] | None:
         """The UNet's weights where its decoder trains too, under the original's keys; else None."""
@@ -98,10 +103,11 @@ def make_trainable(
     nothing at first; a file or state dict, whose numbers are copied; or a net, which itself is
     trained on. sd_locked: False trains the UNet's output blocks and `out` too, as cldm.py's
     configure_optimizers of lllyasviel/ControlNet does; the paper does so at the end, at a low
-    learning rate. only_mid_control: the net's zero convolutions of the skip connections don't
-    train, as nothing of them is added. rank: of a new Control-LoRA (128), width of a new LLLite
-    (64). checkpointing: blocks are computed twice, which takes less memory. lean_layers: False has
-    PyTorch's own layers, which keep more for the backward pass and compute nothing twice.
+    learning rate. only_mid_control: the net's zero convolutions of the skip connections are zero
+    and don't train, in an `init` too, so that the net steers as it was trained. rank: of a new
+    Control-LoRA (128), width of a new LLLite (64). checkpointing: blocks are computed twice, which
+    takes less memory. lean_layers: False has PyTorch's own layers, which keep more for the backward
+    pass and compute nothing twice.
 
     The UNet's weights are shared, not copied: this sets which of them require gradients, and with
     sd_locked=False training changes them. A net in half precision becomes fp32. New numbers are
@@ -122,7 +128,9 @@ def make_trainable(
     weight = next(unet.parameters())
     net.to(weight.device, torch.float32 if _is_half(net) else None).requires_grad_(True)
     if only_mid_control:
-        net.zero_convs.requires_grad_(False)
+        skips: Any = net.zero_convs
+        for weight in skips.parameters():
+            weight.requires_grad_(False).zero_()
     view = partial(lean, checkpointing=checkpointing) if lean_layers or checkpointing else plain
     unet.requires_grad_(False)
     if not sd_locked:

@@ -1,5 +1,6 @@
 """What is trained: which weights change, and that what is saved loads again as it was."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from controlnet_pack.cldm_core import (
     tiny,
 )
 from controlnet_pack.cldm_core.checkpoint import save
+from controlnet_pack.cldm_core.checkpoint.write import CONFIG_KEY
 from controlnet_pack.cldm_core.control_lora import BoundControlNet
 from controlnet_pack.cldm_core.training import lllite_for, make_trainable
 from controlnet_pack.cldm_core.training.trainables import KINDS
@@ -197,12 +199,39 @@ def test_a_locked_unet_is_not_saved():
     assert make_trainable("controlnet", unet_of()).unet_state_dict_to_save() is None
 
 
-def test_only_mid_control_leaves_the_skips_zero_convolutions():
+def test_only_mid_control_trains_all_but_the_skips_zero_convolutions():
     net = net_of()
+    trainable = make_trainable("controlnet", unet_of(), init=net, only_mid_control=True)
     start = {key: value.clone() for key, value in net.state_dict().items()}
-    trained(make_trainable("controlnet", unet_of(), init=net, only_mid_control=True), steps=1)
+    trained(trainable, steps=1)
     same = {key for key, value in net.state_dict().items() if torch.equal(value, start[key])}
     assert same == {key for key in start if key.startswith("zero_convs.")}
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "control_lora"])
+def test_only_mid_control_steers_as_it_was_trained(kind, tmp_path):
+    path, step = tmp_path / "net.safetensors", step_of()
+    first = trained(make_trainable(kind, unet_of()))
+    save(first.state_dict_to_save(), path, first.metadata())
+    second = trained(make_trainable(kind, unet_of(), init=path, only_mid_control=True), steps=1)
+    save(second.state_dict_to_save(), path, second.metadata())
+    used = load_control(path, base=unet_of())
+    as_trained, as_used = (
+        step.loss(unet_of(), used, only_mid_control=only) for only in (True, False)
+    )
+    assert torch.equal(as_trained, as_used)
+    assert not torch.equal(output(unet_of(), used), output(unet_of(), first.net))
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["new", "init"])
+def test_files_say_what_the_base_predicts(goes_on):
+    unet = unet_of(replace(SMALL, prediction="v"))
+    trainable = make_trainable("controlnet", unet, init=net_of() if goes_on else None)
+    net, base = (
+        json.loads(metadata[CONFIG_KEY])
+        for metadata in (trainable.metadata(), trainable.unet_metadata())
+    )
+    assert net["unet"]["prediction"] == base["prediction"] == "v"
 
 
 def test_parameters_are_those_that_require_gradients():

@@ -1,10 +1,13 @@
 """Encoders: the embedded model, and models of diffusers and transformers."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
 from controlnet_pack.cldm_core import tiny
-from controlnet_pack.cldm_core.encoders import TextModel, sdxl_vector
+from controlnet_pack.cldm_core.encoders import ScaledAutoencoder, TextModel, sdxl_vector
 from controlnet_pack.cldm_core.errors import CldmError
 from controlnet_pack.cldm_core.pipeline import to_hint
 from controlnet_pack.cldm_core.tiny.text import load_tokenizer
@@ -160,9 +163,38 @@ def test_sizes_are_embedded_as_diffusers_does():
     assert torch.equal(y[:, :24], pooled)
 
 
-def test_half_precision_models_give_embeddings_and_latents_in_single(vae, models):
-    import copy
+def test_pictures_are_decoded_one_by_one(vae, monkeypatch):
+    counts, decode = [], vae.decode
 
+    def counted(latents):
+        counts.append(len(latents))
+        return decode(latents)
+
+    latents = torch.randn(3, 4, 2, 2)
+    with torch.no_grad():
+        together = decode(latents / 0.5).sample
+        monkeypatch.setattr(vae, "decode", counted)
+        pixels = ScaledAutoencoder(vae).decode(latents)
+    assert counts == [1, 1, 1]
+    torch.testing.assert_close(pixels, together)
+
+
+def test_the_key_names_scale_tokenizer_and_pad(vae, models):
+    first = models[0]
+
+    def key(vae=vae, **changes):
+        return DiffusersEncoders(vae, [replace(first, **changes)]).key
+
+    scaled, shifted, more = (copy.deepcopy(one) for one in (vae, vae, first.tokenizer))
+    scaled.register_to_config(scaling_factor=0.25)
+    shifted.register_to_config(shift_factor=0.1)
+    more.add_tokens(["hutlike"])
+    assert key(copy.deepcopy(vae), tokenizer=copy.deepcopy(first.tokenizer)) == key()
+    keys = {key(), key(scaled), key(shifted), key(tokenizer=more), key(pad=0)}
+    assert len(keys) == 5
+
+
+def test_half_precision_models_give_embeddings_and_latents_in_single(vae, models):
     half = copy.deepcopy(vae).bfloat16()
     encoders = DiffusersEncoders(half, models[:1])
     assert encoders.latents(to_hint(picture(0)) * 2 - 1).dtype == torch.float32

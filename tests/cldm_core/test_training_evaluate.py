@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -290,6 +291,33 @@ def test_a_net_trained_in_autocast_on_a_base_in_half_precision_is_sampled(net) -
     told = Evaluator(pipeline, held_out(1), canny, precision=torch.bfloat16, **QUICK)(net, 0)
     assert np.array_equal(implied.pictures[0], told.pictures[0])
     assert np.abs(implied.pictures[0].astype(float) - exact.pictures[0]).mean() < 8
+
+
+def test_texts_are_read_and_pictures_decoded_without_autocast(pipeline, net) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def note(name: str) -> None:
+        seen.append((name, torch.is_autocast_enabled("cpu")))
+
+    class Noted:
+        def decode(self, latents: torch.Tensor, /) -> torch.Tensor:
+            note("decode")
+            return pipeline.autoencoder.decode(latents)
+
+    def encode_text(prompts: list[str]) -> torch.Tensor:
+        note("text")
+        return pipeline.encode_text(prompts)
+
+    noted = replace(pipeline, encode_text=encode_text, autoencoder=Noted())
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: note(name))
+        for name, module in (("unet", pipeline.unet), ("net", net))
+    ]
+    Evaluator(noted, held_out(1), None, steps=1, precision=torch.bfloat16)(net, 0)
+    for hook in hooks:
+        hook.remove()
+    assert (seen[0], seen[-1]) == (("text", False), ("decode", False))
+    assert set(seen[1:-1]) == {("unet", True), ("net", True)}
 
 
 def test_wrapped_nets_are_unwrapped(net) -> None:

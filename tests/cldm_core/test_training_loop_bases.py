@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from controlnet_pack.cldm_core import CldmError, ControlledUNet, UNetConfig, load_control, load_unet
+from controlnet_pack.cldm_core import (
+    CldmError,
+    ControlledUNet,
+    NoiseSchedule,
+    UNetConfig,
+    load_control,
+    load_unet,
+)
 from controlnet_pack.cldm_core.__main__ import main
 from controlnet_pack.cldm_core.checkpoint import config_metadata, save
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 from controlnet_pack.cldm_core.tiny import WEIGHTS
 from controlnet_pack.cldm_core.tiny.text import load_tokenizer
+from controlnet_pack.cldm_core.training import training_loss
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.history import History
-from controlnet_pack.cldm_core.training.plan import make_plan
+from controlnet_pack.cldm_core.training.loop import fit
+from controlnet_pack.cldm_core.training.models import resolution_of, unet_of
+from controlnet_pack.cldm_core.training.noise import draw
+from controlnet_pack.cldm_core.training.plan import Plan, make_plan
 
 from .seeded import seeded_module
 from .training_runs import SMALL
 
 WIDTH = 16
 SDXL_LIKE = replace(SMALL, context_dim=2 * WIDTH, adm_in_channels=WIDTH + 6 * 256)
+# The width of its text is what Stable Diffusion 2 is known by.
+SD2_LIKE = replace(SMALL, model_channels=64, num_head_channels=64, context_dim=1024)
+FILE = "diffusion_pytorch_model.safetensors"
+SCHEDULER = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def write_folder(folder: Path, unet: UNetConfig, texts: Sequence[Any]) -> Path:
@@ -34,7 +52,7 @@ def write_folder(folder: Path, unet: UNetConfig, texts: Sequence[Any]) -> Path:
     net = seeded_module(ControlledUNet, unet, 5)
     state = to_diffusers(net.state_dict())
     # Heads as narrow as these can't be told from the keys.
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file = folder / "unet" / FILE
     save(state, file, config_metadata(unet))
     torch.manual_seed(0)
     AutoencoderKL(
@@ -93,7 +111,7 @@ def test_sdxl_is_trained_on_with_both_text_encoders_and_sizes(
         capsys.readouterr().err
     )
     assert len(History(out).series("adherence")) == 2
-    unet = load_unet(sdxl / "unet" / "diffusion_pytorch_model.safetensors")
+    unet = load_unet(sdxl / "unet" / FILE)
     net = load_control(out / "last.safetensors", base=unet)
     if kind == "controlnet":
         assert net.config.unet.adm_in_channels == SDXL_LIKE.adm_in_channels
@@ -135,3 +153,116 @@ def test_a_folder_of_another_model_is_told(
     (mixed / "vae").unlink()
     with pytest.raises(CldmError, match="can't be read as a base model"):
         make_plan(TrainConfig(base=str(mixed), out=str(tmp_path)))
+
+
+def with_scheduler(folder: Path, base: Path, prediction_type: str) -> Path:
+    """The base with a scheduler that says what it predicts."""
+    shutil.copytree(base, folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.parent.mkdir()
+    scheduler.write_text(json.dumps({**SCHEDULER, "prediction_type": prediction_type}))
+    return folder
+
+
+def first_loss(plan: Plan, prediction: Any) -> float:
+    """That of the plan's net before its first step."""
+    batch = plan.batches[0]
+    noise, timesteps = draw(batch.latents, 1000, (plan.config.seed, 0, 0))
+    inputs = batch.latents, noise, timesteps, batch.context, batch.hint
+    nets = plan.trainable.unet, plan.trainable.net
+    with torch.no_grad():
+        loss = training_loss(*nets, *inputs, schedule=NoiseSchedule(), prediction=prediction)
+    return float(loss)
+
+
+def test_a_base_of_v_prediction_is_trained_and_sampled_as_one(tmp_path: Path, sd: Path) -> None:
+    base, out = with_scheduler(tmp_path / "v", sd, "v_prediction"), tmp_path / "out"
+    numbers = {"circles": 6, "resolution": 64, "batch_size": 1, "steps": 1, "held_out": 1}
+    often = {"evaluate_every": 1, "sample_steps": 2, "log_every": 1}
+    config = TrainConfig(base=str(base), out=str(out), device="cpu", **numbers, **often)
+    plan = make_plan(config)
+    expected, wrong = first_loss(plan, "v"), first_loss(plan, "eps")
+    fitted = fit(
+        plan.trainable, plan.batches, config, out=out, evaluator=plan.evaluator,
+        history=History(out),
+    )  # fmt: skip
+    assert fitted.loss == pytest.approx(expected, rel=1e-5)
+    assert fitted.loss != pytest.approx(wrong, rel=0.01)
+    assert load_control(fitted.net).config.unet.prediction == "v"
+
+    evaluator = plan.evaluator
+    assert evaluator is not None
+    samples = {"asked": evaluator(plan.trainable.net, 1).pictures[0]}
+    for prediction in ("eps", "v"):
+        evaluator.pipeline = replace(evaluator.pipeline, prediction=prediction)
+        samples[prediction] = evaluator(plan.trainable.net, 1).pictures[0]
+    assert np.array_equal(samples["asked"], samples["v"])
+    assert not np.array_equal(samples["asked"], samples["eps"])
+
+
+def test_v_prediction_has_the_resolution_of_such_models(tmp_path: Path, sd: Path) -> None:
+    found = []
+    for prediction_type in ("epsilon", "v_prediction"):
+        folder = with_scheduler(tmp_path / prediction_type, sd, prediction_type)
+        config = TrainConfig(base=str(folder))
+        found.append(resolution_of(config, unet_of(config).config))
+    assert found == [512, 768]
+
+
+def test_of_stable_diffusion_2_it_is_asked_where_nothing_says_it(tmp_path: Path) -> None:
+    file = tmp_path / "base" / "unet" / FILE
+    state = seeded_module(ControlledUNet, SD2_LIKE, 5).state_dict()
+    save(state, file)
+    for base in (file, tmp_path / "base"):
+        config = TrainConfig(base=str(base))
+        for load in (unet_of, make_plan):
+            with pytest.raises(CldmError, match="Set prediction to v for one of 768 pixels"):
+                load(config)
+        for prediction in ("eps", "v"):
+            told = unet_of(replace(config, prediction=prediction))
+            assert told.config.prediction == prediction
+    save(state, file, {"modelspec.prediction_type": "v"})
+    assert unet_of(config).config.prediction == "v"
+
+
+@pytest.mark.parametrize("kind", ["controlnet", "control_lora"])
+def test_a_new_net_starts_from_all_digits_of_the_file(tmp_path: Path, sd: Path, kind: str) -> None:
+    config = TrainConfig(
+        base=str(sd), kind=kind, precision="bf16", resolution=64, evaluate_every=0,
+        device="cpu", out=str(tmp_path),
+    )  # fmt: skip
+    trainable = make_plan(config).trainable
+    stored = load_unet(sd / "unet" / FILE, dtype=torch.float32).state_dict()
+    copied = {key: value for key, value in trainable.net.state_dict().items() if key in stored}
+    assert copied
+    assert all(torch.equal(value, stored[key]) for key, value in copied.items())
+    assert {weight.dtype for weight in trainable.unet.parameters()} == {torch.bfloat16}
+
+
+def test_a_trained_unet_takes_the_place_of_its_base(tmp_path: Path, sd: Path) -> None:
+    out = tmp_path / "out"
+    options = [*QUICK, "--base", str(sd), "--evaluate-every", "0"]
+    assert main(["train", *options, "--no-sd-locked", "--lr", "1e-3", "--out", str(out)]) == 0
+    folder = tmp_path / "trained"
+    shutil.copytree(sd, folder)
+    shutil.copyfile(out / "last_unet.safetensors", folder / "unet" / FILE)
+    config = TrainConfig(
+        base=str(folder), init=str(out / "last.safetensors"), resolution=64, evaluate_every=0,
+        out=str(tmp_path / "next"),
+    )  # fmt: skip
+    found = make_plan(config).trainable.unet.state_dict()
+    expected, old = (
+        load_unet(path, dtype=torch.float32).state_dict()
+        for path in (out / "last_unet.safetensors", sd / "unet" / FILE)
+    )
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    assert not torch.equal(found["out.2.weight"], old["out.2.weight"])
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(1, 1), (100, 8)])
+def test_samples_come_in_batches_no_larger_than_the_trainings(
+    tmp_path: Path, batch_size: int, together: int
+) -> None:
+    plan = make_plan(TrainConfig(batch_size=batch_size, held_out=2, out=str(tmp_path)))
+    assert plan.evaluator is not None
+    assert plan.evaluator.batch == together

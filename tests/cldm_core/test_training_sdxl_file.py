@@ -21,6 +21,7 @@ from controlnet_pack.cldm_core import (
     CheckpointMismatch,
     CldmError,
     ControlledUNet,
+    UnsupportedCheckpoint,
     load_control,
 )
 from controlnet_pack.cldm_core.__main__ import main
@@ -35,7 +36,7 @@ from controlnet_pack.cldm_core.single_file import (
 from controlnet_pack.cldm_core.tiny import WEIGHTS
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.encoding import SizeCondition
-from controlnet_pack.cldm_core.training.models import Base, load_base
+from controlnet_pack.cldm_core.training.models import Base, load_base, unet_of
 
 from .seeded import seeded_module
 from .training_runs import SMALL
@@ -206,6 +207,26 @@ def test_half_precision_weights_compute_in_single(layouts: Layouts, tmp_path: Pa
     assert {one.dtype for part in parts for one in part.parameters()} == {torch.float32}
     assert next(base.pipeline.unet.parameters()).dtype == torch.float16
     assert base.encoders.latents(pictures()).dtype == torch.float32
+
+
+def test_a_key_tells_v_prediction(layouts: Layouts, tmp_path: Path) -> None:
+    file, path = read(layouts.file), tmp_path / "v.safetensors"
+    save({**file.tensors, "v_pred": torch.zeros(0)}, path, file.metadata)
+    config = TrainConfig(base=str(path), tokenizer=str(layouts.tokenizer))
+    pipeline = load_base(config, torch.device("cpu")).pipeline
+    assert (pipeline.prediction, pipeline.unet.config.prediction) == ("v", "v")
+    assert unet_of(config).config.prediction == "v"
+    assert unet_of(replace(config, prediction="eps")).config.prediction == "eps"
+
+
+def test_zero_terminal_snr_is_refused(layouts: Layouts, tmp_path: Path) -> None:
+    file, path = read(layouts.file), tmp_path / "noob.safetensors"
+    marks = dict.fromkeys(("v_pred", "ztsnr"), torch.zeros(0))
+    save({**file.tensors, **marks}, path, file.metadata)
+    config = TrainConfig(base=str(path), tokenizer=str(layouts.tokenizer), prediction="v")
+    for load in (unet_of, lambda one: load_base(one, torch.device("cpu"))):
+        with pytest.raises(UnsupportedCheckpoint, match="has the key ztsnr, and only Stable Diff"):
+            load(config)
 
 
 def test_it_is_trained_on_from_the_command_line(
