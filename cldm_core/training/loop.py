@@ -275,8 +275,8 @@ def _memory_told() -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise CldmError(
-            "The GPU's memory is full: take a smaller batch_size with more accumulation, or "
-            "checkpointing, and resume the run; or start anew in precision bf16, or with optimizer "
-            "adamw8bit. "
+            "The GPU's memory is full: take a smaller batch_size, of the samples too, with more "
+            "accumulation, or checkpointing, and resume the run; or start anew in precision bf16, "
+            "with optimizer adamw8bit, or with kind control_lora or lllite. "
             f"({' '.join(str(error).split())})"
         ) from error

@@ -15,9 +15,9 @@ from .buckets import aspect_buckets
 from .circles import CirclePairs
 from .config import CIRCLES, TrainConfig, named_columns
 from .discs import disc_of
-from .evaluate import Evaluator, HeldOut
+from .evaluate import BATCH, Evaluator, HeldOut
 from .made_hints import make_hint
-from .models import TYPES, Base, load_base, multiple_of, resolution_of
+from .models import TYPES, Base, load_base, multiple_of, resolution_of, unet_type
 from .scores import Score, score_for, score_named
 from .session import device_of, processes
 from .sources import Part, Source, hold_out, open_source
@@ -94,6 +94,7 @@ def plan_of(
             score,
             steps=config.sample_steps,
             guidance=base.guidance if config.guidance is None else config.guidance,
+            batch=min(BATCH, config.batch_size),
             precision=None if config.precision == "fp32" else TYPES[config.precision],
             only_mid_control=config.only_mid_control,
         )
@@ -134,11 +135,11 @@ def cache_folder(config: TrainConfig) -> Path:
 
 
 def make_net(config: TrainConfig, unet: ControlledUNet) -> Trainable:
-    """What is trained; the same numbers for the same seed."""
+    """What is trained; the same numbers for the same seed. The UNet comes into its `unet_type`."""
     kind: Any = config.kind
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return make_trainable(
+        trainable = make_trainable(
             kind,
             unet,
             init=config.init,
@@ -148,6 +149,9 @@ def make_net(config: TrainConfig, unet: ControlledUNet) -> Trainable:
             checkpointing=config.checkpointing,
             lean_layers=config.lean,
         )
+    # Only now, so that a new net starts from all digits of the file.
+    trainable.unet.to(unet_type(config))
+    return trainable
 
 
 def named_annotator(config: TrainConfig) -> Maker | None:
