@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,18 +202,23 @@ class LLLiteChange:
         return delta.to(x.dtype)
 
     def grid(self, tokens: int) -> tuple[int, int]:
-        """The rows and columns of so many tokens; raises ShapeError where no level has them."""
+        """The rows and columns of so many tokens; raises ShapeError where they make no picture.
+
+        Those of a level of the UNet, or of the whole picture at another scale: Deep Shrink and its
+        kind have levels of their own.
+        """
         level = self.size
         while level[0] * level[1] > max(tokens, 1):
             level = (-(-level[0] // 2), -(-level[1] // 2))
-        if level[0] * level[1] != tokens:
+        found = level if level[0] * level[1] == tokens else _shrunk(self.size, tokens)
+        if found is None:
             height, width = (HINT_SCALE * side for side in self.size)
             raise ShapeError(
                 f"The hint is {height}x{width}, and {self.module.config.path} reads {tokens} "
-                "tokens, which no level of a UNet has for it: make the hint 8 times as large as "
-                "the latents."
+                "tokens, which are no picture of its proportions: make the hint 8 times as large "
+                "as the latents, and leave out nodes that give the attention more or other tokens."
             )
-        return level
+        return found
 
     def _resampled(self, grid: tuple[int, int]) -> Tensor:
         """The conditioning on the projection's grid.
@@ -323,6 +329,21 @@ class ControlLLLite(nn.Module):
             raise ShapeError(f"The hint is {found} and the latents need {wanted}: resize the hint.")
         check_count(features.batch, x.shape[0])
         return (self.patch(features, strength),)
+
+
+def _shrunk(size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
+    """Rows and columns of a picture of `size` that was shrunk to so many tokens.
+
+    Each side may be rounded by up to one; None where nothing fits.
+    """
+    scale = math.sqrt(tokens / (size[0] * size[1]))
+    if not 0 < scale < 1:
+        return None
+    height, width = (side * scale for side in size)
+    for rows in (round(height), math.floor(height), math.ceil(height)):
+        if rows and tokens % rows == 0 and abs(tokens // rows - width) <= 1:
+            return rows, tokens // rows
+    return None
 
 
 def _padded(hint: Tensor, stride: int) -> Tensor:

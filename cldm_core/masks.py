@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .config import UNetConfig
 from .errors import ShapeError
+from .hints import OVERSHOOT
 from .projections import Addition, Patch, weigh_patch
 from .residuals import Residuals, Slot, resampled
 
@@ -24,6 +25,19 @@ def check_mask(mask: Tensor) -> None:
     low, high = (bound.item() for bound in mask.detach().aminmax())
     if not 0 <= low <= high <= 1:
         raise ShapeError(f"The mask's values go from {low:g} to {high:g}, expected [0, 1].")
+
+
+def without_overshoot(picture: Tensor) -> Tensor:
+    """A mask or picture whose values smooth resizing has led a little beyond [0, 1], clamped to it.
+
+    One with values farther out than OVERSHOOT (other units, or marks of inpainting) stays as it is,
+    for checks to refuse.
+    """
+    if not picture.numel() or not picture.is_floating_point():
+        return picture
+    low, high = (bound.item() for bound in picture.detach().aminmax())
+    inside = -OVERSHOOT <= low <= high <= 1 + OVERSHOOT
+    return picture.clamp(0, 1) if inside and not 0 <= low <= high <= 1 else picture
 
 
 def resized(mask: Tensor, size: Size) -> Tensor:

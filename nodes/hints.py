@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cldm_core.fitting import FITS, RESAMPLINGS, fit_hint, pixel_perfect
 from ..cldm_core.inpainting import CONVENTIONS, inpaint_hint
+from ..cldm_core.masks import without_overshoot
 from .apply import CATEGORY
 
 HINTS = f"{CATEGORY}/hints"
@@ -117,7 +118,8 @@ class InpaintHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, mask: Tensor, convention: str) -> io.NodeOutput:
-        hint = inpaint_hint(image.movedim(-1, 1), mask, INPAINT_NETS[convention])
+        picture, over = without_overshoot(image.movedim(-1, 1)), without_overshoot(mask)
+        hint = inpaint_hint(picture, over, INPAINT_NETS[convention])
         return io.NodeOutput(hint.movedim(1, -1))
 
 

@@ -19,7 +19,7 @@ from ...cldm_core.hints import HINT_SCALE
 from ...cldm_core.masks import residual_sizes
 from .checks import check_model, unet_config_of
 from .clock import Moment
-from .hints import Encoded, Hints, cycled, distinct_areas, fitted
+from .hints import Encoded, Hints, cycled, distinct_areas, fitted, hint_numbers
 from .lazy import StreamedResiduals
 from .residuals import HostResiduals, spread
 from .rows import Area
@@ -105,6 +105,9 @@ class HostControl(Steered):
         self.check_settings()
         check_model(self.net, model)
         super().pre_run(model, percent_to_timestep_function)
+        # AnimateDiff asks for it before it samples in windows, and which one it is stands in the
+        # options as well. Outside of a sampling Advanced-ControlNet takes what has it for its own.
+        self.sub_idxs = None
         self.encoded.clear()
         self.model_sampling = model.model_sampling
         self.model_config = unet_config_of(model)
@@ -122,6 +125,7 @@ class HostControl(Steered):
             if self.applied is not None:
                 self.applied.counts.played += self.recorded.played
         super()._drop()
+        vars(self).pop("sub_idxs", None)
         self.model_sampling = self.model_config = self.recorded = None
         self.encoded.clear()
 
@@ -203,7 +207,6 @@ class HostControl(Steered):
         batch, device = place.batch, call.x.device
         hints, tiled = self._hints_for(call), self._tile(call) is not None
         areas = (None,) if tiled else distinct_areas(batch)
-        whole = next((row.size for row in batch.prompts if row and row.area), call.size)
         # A pack that puts several tiles into a call brings the hint of each row.
         each_row = tiled and len(batch) == max(hint.shape[0] for hint in hints.values()) > 1
         total = len(batch) if each_row else batch.total
@@ -213,25 +216,26 @@ class HostControl(Steered):
         def encode() -> Any:
             return self._encode(
                 {
-                    kind: fitted(
-                        self._channels(hint if alike else cycled(hint, most)),
-                        areas,
-                        (call.size, whole),
-                        self.settings,
-                        # SDXL's T2I-Adapters look at squares of 16 pixels.
-                        getattr(self.net.config, "unshuffle", 1),
-                    ).to(device, self.compute_type)
+                    kind: self._fitted(hint if alike else cycled(hint, most), areas, call)
                     for kind, hint in hints.items()
                     for alike in [hint.shape[0] == 1 and len(areas) == 1]
                 }
             )
 
-        key = (call.size, whole, areas, most, device, self.compute_type)
-        places = place.rows if each_row else _places(place, areas, most)
-        return spread(self.encoded.get(hints, key, encode), places[chosen])
+        key = (call.size, batch.whole or call.size, areas, most, device, self.compute_type)
+        numbers = place.rows if each_row else hint_numbers(batch, place.rows, areas, most)
+        return spread(self.encoded.get(hints, key, encode), numbers[chosen])
+
+    def _fitted(self, hint: Tensor, areas: Sequence[Area | None], call: Call) -> Tensor:
+        """A hint in the size of a call's latents, with the net's channels; see `fitted`."""
+        # SDXL's T2I-Adapters look at squares of 16 pixels. Ours pad a hint to them, the host's
+        # stretch it.
+        multiple = getattr(self.net.config, "unshuffle", 1) if self.settings.as_host else 1
+        sizes = (call.size, call.batch.whole or call.size)
+        found = fitted(self._channels(hint), areas, sizes, self.settings, multiple)
+        return found.to(call.x.device, self.compute_type)
 
     def _tile(self, call: Call) -> Tensor | None:
-        """The hint that a pack that works in tiles has put in the place of the picture's."""
         tile = self.cond_hint
         wanted = tuple(HINT_SCALE * side for side in call.size)
         return tile if tile is not None and tuple(tile.shape[2:]) == wanted else None
@@ -282,17 +286,6 @@ def _can_be_recorded(net: Any) -> bool:
     Other nets read what isn't theirs, or more than tensors; other attentions may look at the memory
     that is left, or compile.
     """
-    attention = comfy.ldm.modules.attention
-    return type(net) is ControlNet and attention.optimized_attention is attention.attention_pytorch
-
-
-def _places(place: Place, areas: Sequence[Area | None], count: int) -> list[int]:
-    """Which of the encoded hints each row gets: `count` for each area, from the first again."""
-    prompts = place.batch.prompts
-
-    def area(prompt: int) -> int:
-        row = prompts[prompt]
-        return areas.index(None if row is None else row.area) if len(areas) > 1 else 0
-
-    numbers = (place.batch.place(number) for number in place.rows)
-    return [area(prompt) * count + frame % count for prompt, frame in numbers]
+    pytorch = getattr(comfy.ldm.modules.attention, "attention_pytorch", None)
+    used = comfy.ldm.modules.attention.optimized_attention
+    return type(net) is ControlNet and pytorch is not None and used is pytorch

@@ -11,7 +11,7 @@ from ...cldm_core import CldmError, FamilyMismatch, Residuals, ShapeError
 from ...cldm_core.block_text import parse_blocks
 from ...cldm_core.config import UNetConfig
 from ...cldm_core.inpainting import without_masked
-from ...cldm_core.masks import masked, residual_sizes, resized
+from ...cldm_core.masks import masked, residual_sizes, resized, without_overshoot
 from ...cldm_core.residuals import map_residuals
 from .checks import unet_config_of
 from .clock import Moment
@@ -72,7 +72,7 @@ class HostForeign(Steered):
         """The hint of an inpainting net without its masked pixels, and the mask for the host."""
         if not getattr(self.inner, "concat_mask", False):
             raise CldmError(NO_MASK)
-        picture, kept = without_masked(hint, mask)
+        picture, kept = without_masked(without_overshoot(hint), mask)
         return picture, [kept]
 
     def set_cond_hint(self, hint: Any, strength: float, window: Any, **options: Any) -> HostForeign:
@@ -111,7 +111,7 @@ class HostForeign(Steered):
     def _drop(self) -> None:
         self.inner.cleanup()
         super()._drop()
-        self.model_config = None
+        self.model_config = self.weights = None
 
     def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostForeign:
         """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
@@ -121,13 +121,18 @@ class HostForeign(Steered):
             self.multigpu_clones[load_device] = other
         return other
 
+    def _sources(self, call: Call) -> tuple[Tensor, ...]:
+        hint = self.cond_hint_original
+        return (hint,) if isinstance(hint, Tensor) else ()  # packs wrap theirs
+
     def _computed(self, call: Call, place: Place) -> Residuals:
         found = self.inner.get_control(call.x, call.t, call.cond, call.prompts, call.options)
         return from_host(found or {})
 
     def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
         found = self._found(call, place, now)
-        return self._shaped(found, call, place, now, self._weights_of(found), None)
+        self.weights = self._weights_of(found)
+        return self._shaped(found, call, place, now, self.weights, None)
 
     def _weights_of(self, found: Residuals) -> tuple[float, ...] | None:
         """The user's weights for as many residuals as the net gave."""

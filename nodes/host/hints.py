@@ -67,6 +67,17 @@ def distinct_areas(batch: Batch) -> tuple[Area | None, ...]:
     return tuple(dict.fromkeys(batch.areas))
 
 
+def hint_numbers(
+    batch: Batch, rows: Iterable[int], areas: Sequence[Area | None], count: int
+) -> list[int]:
+    """Which of the hints each row gets: `count` for each of the areas, from the first again."""
+    places = (batch.place(row) for row in rows)
+    return [
+        (areas.index(batch.areas[prompt]) if len(areas) > 1 else 0) * count + frame % count
+        for prompt, frame in places
+    ]
+
+
 def fitted(
     hint: Tensor,
     areas: Sequence[Area | None],

@@ -15,14 +15,19 @@ from ...cldm_core.projections import Patch, by_attention, weigh_patch_rows
 from ...cldm_core.union import UnionControlNet, control_type_names, control_type_number
 from .clock import Moment
 from .control import HostControl
-from .hints import Hints
-from .residuals import HostResiduals
+from .hints import Hints, distinct_areas, hint_numbers
+from .residuals import HostResiduals, spread
 from .steered import Call, Place
 from .weights import BaseModelWeights
 
 TYPE = "control_type"
 """Under this name the host's own node leaves the numbers of a union's types."""
 MORE = "cldm_more_hints"
+NO_PLACE = (
+    "The picture is sampled in tiles, and which part of it a tile shows can't be told, so the "
+    "hints of Add Union Hint can't be cut to it: leave Add Union Hint out, or sample in tiles that "
+    "lie within the picture."
+)
 
 
 class HostUnion(HostControl):
@@ -74,6 +79,31 @@ class HostUnion(HostControl):
         (number,) = self.extra_args[TYPE]
         more = {kind: other for kind, (other, _) in self.extra_args.get(MORE, {}).items()}
         return {number: hint, **more}
+
+    def _features(self, call: Call, place: Place, chosen: slice = slice(None)) -> Any:
+        tile, batch = self._tile(call), place.batch
+        if tile is None or not self.extra_args.get(MORE):
+            return super()._features(call, place, chosen)
+        if not batch.placed:
+            raise CldmError(NO_PLACE)
+        hints = self._hints_for(call)
+
+        def encode() -> Any:
+            return self._encode(
+                {k: self._of_rows(hint, call, cut=hint is tile) for k, hint in hints.items()}
+            )
+
+        key = (call.size, batch, call.x.device, self.compute_type)
+        return spread(self.encoded.get(hints, key, encode), place.rows[chosen])
+
+    def _of_rows(self, hint: Tensor, call: Call, *, cut: bool) -> Tensor:
+        """A tile's hint for each row of its call; cut: whether the pack has cut it already."""
+        batch, count = call.batch, hint.shape[0]
+        areas = (None,) if cut else distinct_areas(batch)
+        found = self._fitted(hint, areas, call)
+        if cut and count == len(batch):
+            return found
+        return found[hint_numbers(batch, range(len(batch)), areas, count)]
 
     def _encode(self, hints: Hints) -> Any:
         scales = {k: scale for k, (_, scale) in self.extra_args.get(MORE, {}).items() if scale != 1}

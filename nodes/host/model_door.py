@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .checks import check_model
 from .control import HostControl
-from .residuals import HostResiduals, merged
+from .lazy import merged_late
+from .residuals import HostResiduals
 from .rows import row_wrappers
 
 
@@ -35,7 +36,7 @@ def patch_model(model: Any, control: HostControl) -> Any:
         prompts = len(options.get("cond_or_uncond", [0]))
         call = {"c_crossattn": c_crossattn, **kwargs}
         own = control.get_control(x, t, call, prompts, options)
-        call["control"] = merged(own, other)
+        call["control"] = merged_late(own, other)
         out: Tensor = executor(x, t, c_concat, c_crossattn, call["control"], options, **kwargs)
         return out
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import singledispatch
 from typing import Any
 
@@ -19,10 +19,10 @@ def to_host(residuals: Residuals) -> HostResiduals:
     """The host's form: lists that its UNet empties from the end.
 
     Skip connections are asked for from the deepest on, which is encoder order; the encoder's own
-    blocks from the first on, which is the reverse.
+    blocks from the first on, which is the reverse. Transformers count from the start.
     """
     return {
-        "input": list(reversed(residuals.input)),
+        "input": list(_first_block_last(residuals.input)),
         "middle": list(residuals.middle),
         "output": list(residuals.output),
     }
@@ -33,8 +33,18 @@ def from_host(control: Mapping[str, list[Tensor | None]]) -> Residuals:
     return Residuals(
         tuple(control.get("output") or ()),
         tuple(control.get("middle") or ()),
-        tuple(reversed(control.get("input") or ())),
+        tuple(_first_block_last(control.get("input") or ())),
     )
+
+
+def _first_block_last(items: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    """The items of `input` from the last block to the first, or back; a transformer's stay."""
+    return items if _tokens(items) else items[::-1]
+
+
+def _tokens(items: Iterable[Tensor | None]) -> bool:
+    """Whether these are a transformer's residuals, (B, tokens, C)."""
+    return any(item is not None and item.ndim == 3 for item in items)
 
 
 def merged(control: HostResiduals | None, other: HostResiduals | None) -> HostResiduals | None:
@@ -51,7 +61,7 @@ def _sums(first: list[Tensor | None], second: list[Tensor | None]) -> list[Tenso
     # UNets take items from the end, so lists of different length are aligned there; transformers,
     # whose residuals are tokens, count from the start.
     length = max(len(first), len(second))
-    tokens = any(item is not None and item.ndim == 3 for item in (*first, *second))
+    tokens = _tokens((*first, *second))
     fill = [[None] * (length - len(items)) for items in (first, second)]
     a, b = (
         items + none if tokens else none + items

@@ -49,7 +49,8 @@ class Reuse:
         found = compute()
         if kept is not None:
             self.drift.append(relative_change(found, kept.residuals))
-        # The host may have put other batches together at other steps.
-        self._kept = {k: v for k, v in self._kept.items() if 0 <= step - v.step < self.every}
+        # The host may have put other batches together at other steps. Those of this step that come
+        # later still need their old sets, for the drift.
+        self._kept = {k: v for k, v in self._kept.items() if 0 <= step - v.step <= self.every}
         self._kept[key] = _Kept(step, found, sources)
         return found, False

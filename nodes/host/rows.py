@@ -140,12 +140,14 @@ def row_hooks() -> Any:
 class Batch:
     """The rows of a call: `prompts` behind each other, each with the same pictures.
 
-    frames: which pictures of the sampling they are; total: how many the sampling has.
+    frames: which pictures of the sampling they are; total: how many the sampling has; placed:
+    whether it is known which part of the picture every row shows.
     """
 
     prompts: tuple[Row | None, ...]
     frames: tuple[int, ...]
     total: int
+    placed: bool
 
     @classmethod
     def of(cls, options: dict[str, Any], x: Tensor, prompts: int) -> Batch:
@@ -157,16 +159,20 @@ class Batch:
         if rest or not copies:
             frames, copies = tuple(range(each)), 1
         # Packs that work in tiles put the whole batch behind itself, once for each tile.
-        return cls(
-            _prompts(options, x[:: len(frames)], prompts, copies),
-            frames,
-            max(known, *(frame + 1 for frame in frames)),
-        )
+        rows = _prompts(options, x[:: len(frames)], prompts, copies)
+        size = (x.shape[-2], x.shape[-1])
+        placed = all(row is not None and (row.area or row.size == size) for row in rows)
+        return cls(rows, frames, max(known, *(frame + 1 for frame in frames)), placed)
 
     @property
     def areas(self) -> tuple[Area | None, ...]:
         """The area of each prompt."""
         return tuple(None if row is None else row.area for row in self.prompts)
+
+    @property
+    def whole(self) -> tuple[int, int] | None:
+        """Height and width of the whole latents, where the rows show parts of them."""
+        return next((row.size for row in self.prompts if row and row.area), None)
 
     @property
     def sides(self) -> tuple[str | None, ...]:

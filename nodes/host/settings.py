@@ -13,7 +13,7 @@ from ...cldm_core import CldmError, FrameCurve, Schedule
 from ...cldm_core.block_text import parse_blocks
 from ...cldm_core.fitting import crop_hint
 from ...cldm_core.hints import HINT_SCALE
-from ...cldm_core.masks import check_mask, resized
+from ...cldm_core.masks import check_mask, resized, without_overshoot
 from ...cldm_core.modes import weights_for
 from .rows import NEGATIVE, Batch
 
@@ -67,27 +67,41 @@ class Settings:
         """
         if self.mode == BALANCED and not self.blocks.strip():
             return None
-        soft = weights_for(net, self.mode, self.curve)
         if not self.blocks.strip():
-            return soft
-        if not soft:
+            return weights_for(net, self.mode, self.curve)
+        count = len(weights_for(net, BALANCED))
+        if not count:
             raise CldmError(
                 "This net adds to the attention and not to blocks, so it takes no block weights: "
                 "leave the text of Control Weights empty."
             )
-        return parse_blocks(self.blocks, len(soft))
+        return parse_blocks(self.blocks, count)
 
     def factors(self, batch: Batch, *, only_positive: bool) -> list[float]:
         """What each row's control is multiplied with; 0 where it gets none.
 
-        Rows whose side nobody knows get it in full.
+        Rows whose side nobody knows get it in full, and rows whose part of the mask is black none.
         """
         of_frames = self.frames.factors(batch.total) if self.frames else (1.0,) * batch.total
-        sides = batch.sides
+        rows = zip(batch.sides, self._black(batch), strict=True)
         return [
-            0.0 if only_positive and sides[row] == NEGATIVE else of_frames[batch.place(row)[1]]
-            for row in range(len(batch))
+            0.0 if black or (only_positive and side == NEGATIVE) else of_frames[batch.place(row)[1]]
+            for row, (side, black) in enumerate(rows)
         ]
+
+    def why_nobody(self, batch: Batch, *, only_positive: bool) -> str:
+        """Why all factors of a batch are 0, in a few words."""
+        if only_positive and all(side == NEGATIVE for side in batch.sides):
+            return "no row of this side"
+        return "outside of the mask" if all(self._black(batch)) else "no picture"
+
+    def _black(self, batch: Batch) -> list[bool]:
+        """Whether each row's part of the mask is 0 throughout."""
+        if self.mask is None:
+            return [False] * len(batch)
+        places = (batch.place(row) for row in range(len(batch)))
+        cuts = (self._cut(frame, batch.prompts[prompt]) for prompt, frame in places)
+        return [not cut.any() for cut in cuts]
 
     def mask_for(self, batch: Batch, rows: Sequence[int]) -> Tensor | None:
         """The mask (1 or rows, H, W) of these rows, cut to their areas."""
@@ -97,14 +111,15 @@ class Settings:
         count = self.mask.shape[0]
         if not any(batch.areas):
             return self.mask if count == 1 else self.mask[[frame % count for _, frame in places]]
-        parts = [self._cut(frame % count, batch.prompts[prompt]) for prompt, frame in places]
+        parts = [self._cut(frame, batch.prompts[prompt]) for prompt, frame in places]
         # What has no area here is as large as what has one, the mask has any size.
         height, width = next(area[:2] for area in batch.areas if area)
         size = (HINT_SCALE * height, HINT_SCALE * width)
         return torch.cat([resized(part, size) for part in parts])
 
-    def _cut(self, index: int, row: Any) -> Tensor:
-        """The part (1, h, w) of one mask that lies over a row's area; all of it without one."""
+    def _cut(self, frame: int, row: Any) -> Tensor:
+        """The part (1, h, w) of a picture's mask that lies over a row's area; all without one."""
+        index = frame % len(self.mask)  # type: ignore[arg-type]
         mask: Tensor = self.mask[index : index + 1]  # type: ignore[index]
         if row is None or row.area is None:
             return mask
@@ -113,8 +128,10 @@ class Settings:
 
 
 def mask_of(mask: Tensor | None) -> Tensor | None:
-    """The host's MASK, which has its batch's dimension or not, as (M, H, W)."""
-    return mask[None] if mask is not None and mask.ndim == 2 else mask
+    """The host's MASK, which has its batch's dimension or not, as (M, H, W) in [0, 1]."""
+    if mask is None:
+        return None
+    return without_overshoot(mask[None] if mask.ndim == 2 else mask)
 
 
 def schedule_of(text: str) -> Schedule | None:

@@ -210,7 +210,8 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         rows = tuple(row for row, factor in enumerate(factors) if factor)
         counted = len(batch) if strength else 0
         if not rows and strength:
-            strength, reason = 0.0, "no row of this side"
+            strength = 0.0
+            reason = self.settings.why_nobody(batch, only_positive=self.only_positive)
         self._tell(now, strength, reason, rows, counted)
         if not strength:
             return previous
@@ -287,11 +288,18 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
             with self.applied.timing(call.x.device):
                 return self._computed(call, place)
 
-        found, again = self.reuse.get(key, self._sources(call), now.step, compute)
+        # Tiles of one size are told apart by their places, or by the hints that were cut for them.
+        known = batch.placed or self._tile(call) is not None
+        step = now.step if known else None
+        found, again = self.reuse.get(key, self._sources(call), step, compute)
         if self.applied is not None:
             self.applied.counts.reused += again
             self.applied.counts.computed += not again
         return found
+
+    def _tile(self, call: Call) -> Tensor | None:
+        """The hint that a pack that works in tiles has put in the place of the picture's."""
+        return None
 
     def _sources(self, call: Call) -> tuple[Tensor, ...]:
         """The hints that a call's residuals are made of."""

@@ -211,6 +211,30 @@ def test_conditioning_follows_a_level_deeper_than_its_depth(unet: ControlledUNet
     torch.testing.assert_close(change.delta(x), expected)
 
 
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (13, 9), (64, 48)])
+@pytest.mark.parametrize("factor", [1.25, 1.5, 2, 2.7, 3])
+def test_a_level_of_deep_shrink_is_known_by_its_count_of_tokens(
+    size: tuple[int, int], factor: float, unet: ControlledUNet
+) -> None:
+    hint = torch.rand(1, 3, *(8 * side for side in size))
+    net = tiny_net(QUERY, unet=unet.config)
+    change = net.patch(net.encode_hint(hint))[QUERY]
+    assert isinstance(change, LLLiteChange)
+    shrunk = (round(size[0] / factor), round(size[1] / factor))
+    for level in (shrunk, tuple(-(-side // 2) for side in shrunk)):
+        assert change.grid(level[0] * level[1]) == level
+    assert change.delta(torch.randn(1, shrunk[0] * shrunk[1], 32)).isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [2 * 16 * 16, 16 * 16 + 1, 16 * 16 - 2, 7])
+def test_tokens_that_are_no_picture_are_refused(tokens: int, unet: ControlledUNet) -> None:
+    net = tiny_net(QUERY, unet=unet.config)
+    change = net.patch(net.encode_hint(torch.rand(1, 3, 128, 128)))[QUERY]
+    assert isinstance(change, LLLiteChange)
+    with pytest.raises(ShapeError, match=f"reads {tokens} tokens, which are no picture of its"):
+        change.grid(tokens)
+
+
 def test_wrong_inputs_are_refused_with_a_sentence(unet: ControlledUNet) -> None:
     net, inputs = tiny_net(QUERY, unet=unet.config), given(unet.config)
     x, *rest = inputs

@@ -18,7 +18,13 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.config import SD15, SDXL
 from controlnet_pack.cldm_core.lllite import ControlLLLite, LLLiteConfig, LLLiteModuleConfig
-from controlnet_pack.cldm_core.masks import mask_patch, mask_residuals, residual_sizes, resized
+from controlnet_pack.cldm_core.masks import (
+    mask_patch,
+    mask_residuals,
+    residual_sizes,
+    resized,
+    without_overshoot,
+)
 from controlnet_pack.cldm_core.projections import Patch, weigh_patch_rows
 from controlnet_pack.cldm_core.schedule import EASINGS, Keyframe, Schedule
 
@@ -135,6 +141,18 @@ def test_each_picture_may_have_a_mask_of_its_own() -> None:
 def test_a_mask_that_makes_no_sense_is_told(mask: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ShapeError, match=sentence):
         mask_residuals(residuals(), mask)
+
+
+def test_what_smooth_resizing_adds_to_a_mask_is_taken_away() -> None:
+    given = torch.tensor([[[-0.03, 0.0, 0.5, 1.0, 1.0000001, 1.04]]])
+    assert without_overshoot(given).tolist() == [[[0, 0, 0.5, 1, 1, 1]]]
+    assert given.min() < 0, "what was given is left as it is"
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0], [-1.0, 1.0], [0.0, 255.0], [0.0, float("nan")]])
+def test_other_values_are_left_for_the_checks(values: list[float]) -> None:
+    given = torch.tensor([[values]])
+    assert without_overshoot(given) is given
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 9)])

@@ -29,6 +29,16 @@ def test_a_cache_that_was_stopped_leaves_nothing(applied) -> None:
     assert applied("others", "errors") == {"again": 0, "encoded": 0}
 
 
+@pytest.mark.parametrize("how", ["behind, early", "behind, late", "two on the model", "both doors"])
+def test_easycache_goes_with_every_chain(applied, how: str) -> None:
+    answer = applied("others", "several_caches")[how]
+    assert answer["apart"] == 0
+    assert answer["net"] > 0
+    if "behind" not in how:  # the host's net looks into what is before it
+        assert answer["eager"] == 16
+        assert answer["net"] < 16
+
+
 # --- Deep Shrink ---
 
 
@@ -41,6 +51,14 @@ def test_deep_shrink_keeps_the_control(applied, kind: str) -> None:
         assert found["effect"] > 0.1, block
         assert found.get("door", 0) == 0, block
         assert found["finite"], block
+
+
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize("factor", [1.5, 2.0, 3.0])
+def test_deep_shrink_keeps_a_lllite(applied, factor: float, block: int) -> None:
+    answer = applied("others", "shrunk_lllite")[f"{block} {factor}"]
+    assert answer["effect"] > 0.01
+    assert answer["finite"]
 
 
 def test_deep_shrink_keeps_chains_of_all_origins(applied) -> None:
@@ -104,6 +122,42 @@ def test_a_net_of_the_host_s_loader_says_what_it_can_t(applied) -> None:
     answer = applied("others", "foreign")
     assert "nobody defines soft weights" in answer["refused"]
     assert "rows: 3 with control, 3 left out\n" in answer["text"], "they are computed"
+
+
+def test_a_host_whose_attentions_have_other_names_samples(applied) -> None:
+    assert applied("others", "without_a_name") == {"apart": 0}
+
+
+# --- a net for transformers ---
+
+
+def test_blocks_of_transformers_are_counted_from_their_start(applied) -> None:
+    answer = applied("tokens", "weights")
+    assert answer["plain"] == [1, 2, 3, 4, 5, 6]
+    assert answer["0-1: 0.5, 5: 0"] == [0.5, 1, 3, 4, 5, 0]
+    assert answer["early"] == [1, 2, 3, 0, 0, 0]
+    assert answer["0-1: 0.5, 5: 0, chain"] == [1.5, 3, 6, 8, 10, 6]
+    assert answer["early, chain"] == [2, 4, 6, 4, 5, 6]
+
+
+def test_a_net_for_transformers_without_weight_is_computed_once(applied) -> None:
+    assert applied("tokens", "weights")["calls without weight"] == 1
+
+
+def test_a_mask_lies_over_the_tokens(applied) -> None:
+    assert applied("tokens", "mask")["columns"] == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_tokens_are_used_again_as_long_as_the_hint_is_the_same(applied) -> None:
+    assert applied("tokens", "reuse") == {"calls": 2, "changed": 3}
+
+
+@pytest.mark.parametrize("window", ["all", "late", "early"])
+def test_easycache_goes_with_a_transformer_s_net(applied, window: str) -> None:
+    answer = applied("tokens", "caches")[window]
+    assert answer["apart"] == 0
+    assert answer["effect"] > 0
+    assert 0 < answer["calls"] <= answer["eager"]
 
 
 def test_advanced_controlnet_works_with_our_nets(applied) -> None:

@@ -8,7 +8,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import world
 
-GROUPS = ("sides", "modes", "time", "frames", "areas", "others", "ends", "shown", "lent")
+GROUPS = ("sides", "modes", "time", "frames", "areas", "parts", "others", "tokens", "ends", "shown")
+GROUPS += ("lent",)
 here = world.World(pack)  # noqa: F821  the runner gives it
 found = {}
 for group in args.get("groups", GROUPS):  # noqa: F821

@@ -100,7 +100,12 @@ def blocks(world: World) -> Any:
     presets = world.pack("cldm_core.block_text").PRESETS
     parse = world.pack("cldm_core.block_text").parse_blocks
     options = stage.options.ControlWeights.execute("auto", "text", "1, 2, 3").args[0]
+    xl = Stage(world, "xl", (8, 8))
+    tens = ", ".join(str(number / 10) for number in range(1, 11))
+    own = stage.options.ControlWeights.execute("original", "text", tens).args[0]
+    two = (xl.controls(p, steps=1)[0] for p in (xl.applied(mode=PROMPT, options=own), xl.applied()))
     return {
+        "in place of a curve": ratios(*two),
         "text": got("text", "0-2: 0.5, middle: 2, rest: 1"),
         "presets": [
             max(abs(a - b) for a, b in zip(got(name, ""), parse(name, 13), strict=True))

@@ -8,6 +8,7 @@ from contextlib import suppress
 from itertools import permutations
 from typing import Any
 
+import comfy.ldm.modules.attention
 import torch
 from apply_stage import Stage, before, control_of, logged, replaced
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
@@ -58,10 +59,65 @@ def caches(world: World) -> Any:
     return found
 
 
-def shrunk(stage: Stage, block: int, after_skip: bool, factor: float = 2.0) -> Any:
+def several_caches(world: World) -> Any:
+    """EasyCache with a host's net behind ours, which is off at some steps, and on the MODEL."""
+    stage = Stage(world, size=(8, 8))
+    steered, theirs = world.pack("nodes.host.steered"), world.theirs(stage.path)
+
+    def behind(window: tuple[float, float]) -> Any:
+        return world.with_theirs(theirs, stage.hint, prompts=stage.applied(window=window))
+
+    ways = {
+        "behind, early": (behind((0.0, 0.5)), stage.model),
+        "behind, late": (behind((0.5, 1.0)), stage.model),
+        "two on the model": (None, stage.patched(model=stage.patched(strength=0.5))),
+        "both doors": (stage.applied(strength=0.5), stage.patched()),
+    }
+    found = {}
+    for name, (prompts, base) in ways.items():
+        model = EasyCacheNode.execute(base, 3.0, 0.15, 0.95, False).args[0]
+        with stage.counted() as counts:
+            lazy = stage.sample(prompts, model, steps=STEPS)
+        with replaced(steered, "may_be_skipped", lambda _: False), stage.counted() as eager_counts:
+            eager = stage.sample(prompts, model, steps=STEPS)
+        found[name] = {
+            "net": len(counts.net),
+            "eager": len(eager_counts.net),
+            "apart": distance(lazy, eager),
+        }
+    return found
+
+
+def shrunk(stage: Stage | Case, block: int, after_skip: bool, factor: float = 2.0) -> Any:
     return PatchModelAddDownscale.execute(
         stage.model, block, factor, 0.0, 1.0, after_skip, "bicubic", "bicubic"
     ).args[0]
+
+
+def shrunk_lllite(world: World) -> Any:
+    """A ControlNet-LLLite under Deep Shrink with factors that no level of the UNet has."""
+    case, found = Case(world), {}
+    for factor in (1.5, 2.0, 3.0):
+        for block in (1, 2):
+            model = shrunk(case, block, True, factor)
+            controlled = case.sample(model, case.conditioned())
+            found[f"{block} {factor}"] = {
+                "effect": distance(controlled, case.sample(model)),
+                "finite": bool(controlled.isfinite().all()),
+            }
+    return found
+
+
+def without_a_name(world: World) -> Any:
+    """A host whose attentions have other names: nothing is recorded, and all else works."""
+    stage, attention = Stage(world, size=(8, 8)), comfy.ldm.modules.attention
+    expected, kept = stage.sample(stage.applied(), steps=1), attention.attention_pytorch
+    del attention.attention_pytorch
+    try:
+        found = stage.sample(stage.applied(), steps=1)
+    finally:
+        attention.attention_pytorch = kept
+    return {"apart": distance(found, expected)}
 
 
 def shrink(base: str, adapter: dict[str, Any] | None = None) -> Callable[[World], Any]:
@@ -325,6 +381,9 @@ def errors(world: World) -> Any:
 def cases(args: dict[str, Any]) -> dict[str, Callable[[World], Any]]:
     acts = (
         caches,
+        several_caches,
+        shrunk_lllite,
+        without_a_name,
         shrink_chains,
         chains,
         patches,
