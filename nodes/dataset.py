@@ -60,11 +60,6 @@ def _hint(name: str, picture: Any) -> Any:
         return annotate(name, picture, device=host_device())
 
 
-def resolution_input(tooltip: str) -> io.Input:
-    """Pixels along a side; 128 fits the embedded model."""
-    return io.Int.Input("resolution", default=128, min=64, max=2048, step=8, tooltip=tooltip)
-
-
 def advanced(field: io.Input) -> io.Input:
     """An input that editors hide at first, where they can; it may be missing, as in older prompts.
 
@@ -108,9 +103,14 @@ class ControlDataset(io.ComfyNode):
                     max=1_000_000,
                     tooltip="How many circles are drawn, where data is circles.",
                 ),
-                resolution_input(
-                    "Side of drawn circles, and the size that pairs are looked at for: 128 for the "
-                    "embedded model, 512 for SD 1.5, 1024 for SDXL."
+                io.Int.Input(
+                    "resolution",
+                    default=128,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of drawn circles, and the size that pairs are looked at for: 128 "
+                    "for the embedded model, 512 for SD 1.5, 1024 for SDXL.",
                 ),
                 advanced(
                     io.String.Input(
@@ -152,10 +152,10 @@ class ControlDataset(io.ComfyNode):
         """Folders change behind the host's back; None where a text comes from another node."""
         if data is None or data.strip() == CIRCLES:
             return CIRCLES
-        from .host.training_data import open_pairs, pairs_stamp
+        from .host.training_data import data_stamp
 
         try:
-            return pairs_stamp(open_pairs(data, conditioning or "", columns or ""))
+            return data_stamp(data, conditioning or "", columns or "")
         except CldmError as error:  # told where the node runs
             return str(error)
 

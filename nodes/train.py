@@ -5,12 +5,11 @@ What they do is imported when they run: few graphs train, and the start of the h
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from comfy_api.v0_0_2 import io
 
-from .dataset import DATASET, TRAINING, Dataset, resolution_input
+from .dataset import DATASET, TRAINING, Dataset
 from .host.files import load_control
 from .texts import shows_text, text_result
 
@@ -50,9 +49,15 @@ class TrainControlNet(io.ComfyNode):
                     tooltip="controlnet: the whole net. control_lora: small, upon this base. "
                     "lllite: the smallest, by attention.",
                 ),
-                resolution_input(
-                    "Side of the squares that are trained on: 128 for the embedded model, 512 for "
-                    "SD 1.5, 768 for SD 2.1, 1024 for SDXL."
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    tooltip="Side of the squares that are trained on, in pixels. 0 takes the "
+                    "model's own: 512 for SD 1.5, 768 for SD 2.1, 1024 for SDXL, 128 for the "
+                    "embedded model.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -102,14 +107,16 @@ class TrainControlNet(io.ComfyNode):
                     multiline=True,
                     default="",
                     tooltip="Further settings, as in the file of the command line: one NAME: VALUE "
-                    "in a line, such as accumulation: 4, sd_locked: false or min_snr: 5.",
+                    "in a line, such as accumulation: 4, sd_locked: false or min_snr: 5. "
+                    "init: FILE goes on from a net in models/controlnet.",
                 ),
             ],
             outputs=[
                 io.ControlNet.Output(display_name="control_net", tooltip="The trained net."),
                 io.Model.Output(
                     display_name="model",
-                    tooltip="The model; with sd_locked: false its decoder is the trained one.",
+                    tooltip="The model; with sd_locked: false its decoder is the trained one. "
+                    "Its UNet is then in models/diffusion_models too, for Load Diffusion Model.",
                 ),
                 *run_outputs(),
                 io.String.Output(display_name="run", tooltip="The run's folder, for Loss Plot."),
@@ -127,6 +134,7 @@ class TrainControlNet(io.ComfyNode):
         vae: Any,
         dataset: Dataset,
         name: str,
+        resolution: int,
         learning_rate: float,
         resume: bool,
         more: str,
@@ -135,13 +143,14 @@ class TrainControlNet(io.ComfyNode):
         from ..cldm_core.training.models import unet_type
         from .host.model_keys import base_name
         from .host.training import train, with_decoder
-        from .host.training_base import base_of
+        from .host.training_base import base_of, for_base
         from .host.training_runs import run_folder, run_pictures
         from .host.training_settings import config_of
 
-        own = {**settings, "lr": learning_rate, "out": str(run_folder(name, resume=resume))}
+        settings |= {"resolution": resolution or None, "lr": learning_rate}
+        settings["out"] = str(run_folder(name, resume=resume))
         config = config_of(
-            own,
+            settings,
             more,
             base=base_name(model),
             circles=dataset.circles,
@@ -151,7 +160,7 @@ class TrainControlNet(io.ComfyNode):
         trained = train(
             base,
             dataset.source,
-            replace(config, prediction=config.prediction or base.pipeline.prediction),
+            for_base(config, base),
             annotator=dataset.maker,
             name=name,
             node=cls.hidden.unique_id if cls.hidden else None,

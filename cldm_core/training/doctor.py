@@ -129,7 +129,7 @@ def check(
     """
     size = (resolution, resolution) if isinstance(resolution, int) else resolution
     sizes = tuple(buckets) if buckets else (size,)
-    chosen = np.sort(permutation(len(source), "doctor")[:limit]).tolist()
+    chosen = looked_at(source, limit)
     found = _Found()
     digests = np.zeros((len(chosen), 2), np.uint64)
     with ThreadPoolExecutor(READERS) as pool:
@@ -149,6 +149,12 @@ def check(
     for sentence in source.strays():
         found.add("stray", sentence)
     return found.report(len(source), len(chosen))
+
+
+def looked_at(source: Source, limit: int | None) -> list[int]:
+    """The numbers of the pairs that `check` looks at, from the first to the last."""
+    chosen: list[int] = np.sort(permutation(len(source), "doctor")[:limit]).tolist()
+    return chosen
 
 
 @dataclass

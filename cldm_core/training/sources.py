@@ -80,22 +80,29 @@ def open_source(
       folder `conditioning` (by default one of HINT_FOLDERS inside it, or beside it where it is
       called as in TARGET_FOLDERS; the folder that holds both will do too)
 
-    Raises CldmError where there is nothing to train on.
+    Raises CldmError where there is nothing to train on, and for what the kind of set has no use.
     """
     path = Path(where)
-    shards = [path.with_name(name) for name in _expanded(path.name)]
-    if not path.exists() and len(shards) == 1:
+    if not path.exists() and len(expanded(path)) == 1:
         raise CldmError(f"There is no data set {path}: check the name and the folder.")
-    names = (PROMPTS, *METADATA, *(f"{SPLIT}/{name}" for name in METADATA))
-    tables = [path / name for name in names if (path / name).is_file()]
-    table = path if path.is_file() and path.suffix.lower() in TABLES else next(iter(tables), None)
+    table, shards = _table(path), shard_files(path)
+    if conditioning is not None and (table is not None or shards):
+        raise CldmError(
+            f"conditioning is {conditioning}, but {path} has its hints in its "
+            f"{'shards' if table is None else 'table'}: leave it out."
+        )
+    if columns and table is None:
+        raise CldmError(
+            f"columns are named ({', '.join(columns.values())}), but {path} has no table "
+            f"({', '.join((PROMPTS, *METADATA))}): leave them out."
+        )
     source: Source
     if table is not None:
         source = TablePairs(table, columns)
-    elif path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+    elif shards:
         from .shards import ShardPairs
 
-        source = ShardPairs(sorted(path.glob("*.tar")) if path.is_dir() else shards, cache)
+        source = ShardPairs(shards, cache)
     elif path.is_dir():
         inner = (path / name for name in TARGET_FOLDERS if (path / name).is_dir())
         path = next(inner, path)
@@ -109,15 +116,31 @@ def open_source(
     return source
 
 
-def _expanded(name: str) -> list[str]:
-    """The names that a{00..12}b stands for, as in a shell."""
-    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", name)
+def expanded(path: Path) -> list[Path]:
+    """The paths that a name such as a{00..12}b stands for, as in a shell; one for any other."""
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path.name)
     if found is None:
-        return [name]
+        return [path]
     before, first, last, after = found.groups()
-    return [
-        f"{before}{number:0{len(first)}d}{after}" for number in range(int(first), int(last) + 1)
-    ]
+    numbers = range(int(first), int(last) + 1)
+    return [path.with_name(f"{before}{number:0{len(first)}d}{after}") for number in numbers]
+
+
+def shard_files(path: Path) -> list[Path]:
+    """The .tar files that open_source would read there; none for data sets of other kinds."""
+    if _table(path) is not None:
+        return []
+    if path.is_dir():
+        return sorted(path.glob("*.tar"))
+    return expanded(path) if path.suffix == ".tar" else []
+
+
+def _table(path: Path) -> Path | None:
+    """The table of a folder, or the file itself where it is one."""
+    if path.is_file():
+        return path if path.suffix.lower() in TABLES else None
+    names = (PROMPTS, *METADATA, *(f"{SPLIT}/{name}" for name in METADATA))
+    return next((path / name for name in names if (path / name).is_file()), None)
 
 
 class TablePairs:
@@ -321,7 +344,8 @@ def hold_out(source: Source, count: int, seed: int = 0) -> tuple[Part, Part]:
     """
     if not 0 <= count < len(source):
         raise CldmError(
-            f"{count} of {len(source)} pairs were to be held out: leave at least one to train on."
+            f"{count} of {len(source)} pairs were to be held out (held_out), which leaves none to "
+            f"train on: take a smaller number, 0 for no samples, or more pairs."
         )
     order = permutation(len(source), "hold out", seed)
     return Part(source, order[count:]), Part(source, order[:count])

@@ -33,6 +33,8 @@ from .kinds import kind_of_control
 log = initialize_logger("ComfyUI-CLDM")
 
 SUPPORTED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+OLD_FOLDER = "unet"
+"""Of `diffusion_models`: the host still finds what is there, and puts nothing into it."""
 
 
 class Loaded(NamedTuple):
@@ -183,12 +185,18 @@ def _type_name(dtype: torch.dtype) -> str:
 
 def new_controlnet_path(name: str) -> Path:
     """A file that isn't there yet in the host's first `controlnet` folder; raises CldmError."""
-    folder = Path(folder_paths.get_folder_paths("controlnet")[0]).resolve()
+    return new_model_path(name, "controlnet")
+
+
+def new_model_path(name: str, kind: str) -> Path:
+    """A file that isn't there yet in the host's first folder of a kind; raises CldmError."""
+    folders = [Path(one).resolve() for one in folder_paths.get_folder_paths(kind)]
+    folder = next((one for one in folders if one.name != OLD_FOLDER), folders[0])
     wanted = (folder / f"{name.strip().removesuffix('.safetensors')}.safetensors").resolve()
     if not wanted.is_relative_to(folder) or wanted.stem in ("", ".safetensors"):
         raise CldmError(
             f"The file can't be called {name!r}: give a name, with folders inside of "
-            f"models/controlnet in front if you like."
+            f"models/{kind} in front if you like."
         )
     numbers = (wanted.with_stem(f"{wanted.stem}_{number}") for number in count(2))
     return next(path for path in chain([wanted], numbers) if not path.exists())

@@ -25,8 +25,9 @@ from ...cldm_core.training.reports import Reports
 from ...cldm_core.training.session import opened
 from ...cldm_core.training.sources import Source
 from .applied import show_text
-from .files import new_controlnet_path
+from .files import new_controlnet_path, new_model_path
 from .interrupts import Interrupts, Uninterrupted, checked_progress
+from .training_base import own_side
 from .training_runs import run_folder, run_name
 
 PREVIEW = 512
@@ -131,7 +132,9 @@ def train(
 ) -> Trained:
     """Trains in this process; an interrupt saves the run and then stops the graph as ever.
 
-    The net that scored best, else the last one, is copied into the host's `controlnet` folder.
+    The net that scored best, else the last one, is copied into the host's `controlnet` folder, and
+    a UNet that was trained with it into `diffusion_models`. Raises CldmError where the run can't
+    begin, go on, or be copied.
     """
     if comfy.model_management.get_torch_device().type == "cpu":
         config = replace(config, device="cpu")
@@ -148,6 +151,11 @@ def train(
     reports = NodeReports(folder, plan, node, interrupts)
     if folder != run_folder(name, resume=True):
         reports.say(f"There is a run {name} already: this one is {run_name(folder)}.")
+    if config.resolution != own_side(base):
+        reports.say(
+            f"resolution is {config.resolution}, and models of this kind were made at "
+            f"{own_side(base)}: 0 takes that."
+        )
     try:
         fitted = fit(
             plan.trainable,
@@ -171,28 +179,58 @@ def train(
             f"again, and it goes on."
         )
         interrupts.end()
-    net = _published(fitted, name)
+    net, unet = _published(fitted, name)
     interrupts.check()
-    return Trained(folder, net, f"{reports.text}\nSaved as {net.name}.", _decoder(fitted))
+    told = f"{reports.text}\nSaved as {net.name}."
+    if unet is not None:
+        told += (
+            f"\nThe model's decoder was trained with it: {unet.name} in models/diffusion_models is "
+            f"the UNet to use it with. Load Diffusion Model reads it."
+        )
+    return Trained(folder, net, told, _decoder(fitted))
 
 
-def _published(fitted: Fitted, name: str) -> Path:
-    """The net's file, copied to where the host's loaders look."""
-    path = new_controlnet_path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    shutil.copyfile(_chosen(fitted), part)
-    part.replace(path)
-    return path
+def _published(fitted: Fitted, name: str) -> tuple[Path, Path | None]:
+    """The net's file where the host's loaders look, and the UNet's where it was trained too."""
+    net, unet = new_controlnet_path(name), _unet_file(fitted)
+    _copy(_chosen(fitted), net)
+    if unet is None:
+        return net, None
+    published = new_model_path(name, "diffusion_models")
+    _copy(unet, published)
+    return net, published
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file; the copy is whole or not there. Raises CldmError where it can't be written."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source, part)
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise CldmError(
+            f"The run is complete, and what it trained is in {source}, but that can't be copied to "
+            f"{target.parent} ({error.strerror or error}): make room, and copy it there."
+        ) from error
 
 
 def _decoder(fitted: Fitted) -> dict[str, Tensor] | None:
     """Weights of the UNet's decoder that go with the net, by key; None where it wasn't trained."""
-    path = _chosen(fitted).with_stem(f"{_chosen(fitted).stem}_unet")
-    if not path.exists():
+    path = _unet_file(fitted)
+    if path is None:
         return None
     own = ("output_blocks.", "out.")
     return {key: value for key, value in read(path).tensors.items() if key.startswith(own)}
+
+
+def _unet_file(fitted: Fitted) -> Path | None:
+    """The file of the UNet that goes with the net; None where it wasn't trained."""
+    path = _chosen(fitted).with_stem(f"{_chosen(fitted).stem}_unet")
+    return path if path.exists() else None
 
 
 def _chosen(fitted: Fitted) -> Path:

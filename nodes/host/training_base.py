@@ -7,6 +7,7 @@ copied within `inference_mode(False)`, which takes the UNet's size in memory onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -16,9 +17,11 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...cldm_core import CldmError, ControlledUNet
+from ...cldm_core import CldmError, ControlledUNet, tiny
+from ...cldm_core.config import own_size
 from ...cldm_core.diffusion import NoiseSchedule
 from ...cldm_core.pipeline import Pipeline
+from ...cldm_core.training.config import TrainConfig
 from ...cldm_core.training.encoding import SizeCondition
 from ...cldm_core.training.models import FULL_GUIDANCE, TINY_GUIDANCE, Base
 from .checks import unet_config_of
@@ -158,9 +161,9 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
     Raises FamilyMismatch where it is no picture UNet, and CldmError where it was made for other
     targets or another noise than training has.
     """
-    config = unet_config_of(model.model)
     sampling = model.get_model_object("model_sampling")
     prediction = prediction_of(sampling)
+    config = replace(unet_config_of(model.model), prediction=prediction)
     require_schedule(sampling)
     comfy.model_management.load_models_gpu([model])
     weight = BaseModelWeights(model.model.diffusion_model)
@@ -182,6 +185,21 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
         encoders,
         TINY_GUIDANCE if config.context_dim == TINY_CONTEXT else FULL_GUIDANCE,
     )
+
+
+def for_base(config: TrainConfig, base: Base) -> TrainConfig:
+    """The settings with what the model says: what it predicts, and its size where none is set."""
+    return replace(
+        config,
+        prediction=base.pipeline.prediction,
+        resolution=config.resolution or own_side(base),
+    )
+
+
+def own_side(base: Base) -> int:
+    """Pixels along the side of the squares that models of this kind were made at."""
+    unet = base.pipeline.unet.config
+    return tiny.SIZE if unet.context_dim == TINY_CONTEXT else own_size(unet)
 
 
 def prediction_of(sampling: Any) -> Literal["eps", "v"]:

@@ -17,13 +17,16 @@ from ...cldm_core import CldmError
 from ...cldm_core.training.circles import CirclePairs
 from ...cldm_core.training.config import named_columns
 from ...cldm_core.training.dataset_writer import DatasetWriter
-from ...cldm_core.training.doctor import check
-from ...cldm_core.training.draws import permutation
-from ...cldm_core.training.pairs import Pair, held_picture
+from ...cldm_core.training.doctor import check, looked_at
+from ...cldm_core.training.pairs import FilePicture, Pair, held_picture
 from ...cldm_core.training.plan import Maker, cut_pair
-from ...cldm_core.training.sources import Source, open_source
+from ...cldm_core.training.sources import Source, expanded, open_source, shard_files
 from .interrupts import Interrupts, Uninterrupted, checked_progress
 
+RUNS = "controlnet_training"
+"""Where runs are, below the host's output folder."""
+SHARDS = f"{RUNS}/.cache"
+"""Where it is kept what the headers of shards said: reading them takes minutes."""
 LOOKED_AT = 2000
 """Pairs that the report of a data set is made of."""
 SHOWN = 4
@@ -53,20 +56,19 @@ def open_pairs(data: str, conditioning: str = "", columns: str = "") -> Source:
     """
     hints = conditioning.strip()
     return open_source(
-        _place(data.strip(), "data set"),
+        _place(data, "data set"),
         conditioning=_place(hints, "folder of hints") if hints else None,
         columns=named_columns(columns) or None,
+        cache=Path(folder_paths.get_output_directory()) / SHARDS,
     )
 
 
 def _place(name: str, what: str) -> Path:
-    given = Path(name).expanduser()
+    given = Path(name.strip()).expanduser()
     if given.is_absolute():
         return given
     roots = (folder_paths.get_input_directory(), folder_paths.get_output_directory())
-    places = [Path(root) / given for root in roots]
-    # Shards may be named as pairs-{0000..0099}.tar.
-    found = [place for place in places if place.exists() or place.suffix == ".tar"]
+    found = [place for root in roots if _is_there(place := Path(root) / given)]
     if not found:
         raise CldmError(
             f"There is no {what} {name!r}: give its whole path, or its place in ComfyUI's input or "
@@ -75,13 +77,24 @@ def _place(name: str, what: str) -> Path:
     return found[0]
 
 
-def pairs_stamp(source: Source) -> str:
-    """A text that is another one once pairs have changed that the report looks at."""
-    parts = [source.stamp()]
-    if source.shards is None:  # whose stamp tells of changed files too
-        looked_at = permutation(len(source), "doctor")[:LOOKED_AT]
-        parts += [_pair_stamp(source, int(index)) for index in looked_at]
-        parts += source.strays()
+def _is_there(place: Path) -> bool:
+    # Shards may be named as pairs-{0000..0099}.tar.
+    return place.exists() or any(one.exists() for one in expanded(place))
+
+
+def data_stamp(data: str, conditioning: str = "", columns: str = "") -> str:
+    """A text that is another one once pairs have changed that the report looks at.
+
+    The host asks for it before each run of a graph: of shards no header is read. Raises CldmError
+    as open_pairs does.
+    """
+    shards = shard_files(_place(data, "data set"))
+    if shards:
+        parts = [FilePicture(shard).stamp() for shard in shards]
+    else:
+        source = open_pairs(data, conditioning, columns)
+        pairs = (_pair_stamp(source, index) for index in looked_at(source, LOOKED_AT))
+        parts = [source.stamp(), *pairs, *source.strays()]
     text = "\n".join(parts)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 

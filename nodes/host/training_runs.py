@@ -13,9 +13,7 @@ from ...cldm_core.pictures import read_picture
 from ...cldm_core.training.checkpoints import PREFIX
 from ...cldm_core.training.history import FILE as HISTORY
 from ...cldm_core.training.reports import PLOT, SHEET
-from .training_data import to_images
-
-RUNS = "controlnet_training"
+from .training_data import RUNS, to_images
 
 
 def run_folder(name: str, *, resume: bool = False) -> Path:

@@ -18,7 +18,12 @@ from controlnet_pack.cldm_core.pictures import write_picture
 from controlnet_pack.cldm_core.training.pairs import FilePicture, Pair, held_picture
 from controlnet_pack.cldm_core.training.records import Names, Records
 from controlnet_pack.cldm_core.training.shards import ShardPairs
-from controlnet_pack.cldm_core.training.sources import ListedPairs, hold_out, open_source
+from controlnet_pack.cldm_core.training.sources import (
+    ListedPairs,
+    hold_out,
+    open_source,
+    shard_files,
+)
 
 from .training_pairs import line_hint, picture, write_prompt_json
 
@@ -284,6 +289,15 @@ def test_names_of_shards_may_be_counted(tmp_path):
         open_source(tmp_path / "p-{08..11}.tar")
 
 
+def test_the_shards_of_a_place_are_those_that_are_read(tmp_path):
+    first, second = (write_shard(tmp_path / f"p-{n}.tar", range(2)) for n in range(2))
+    both = [first, second]
+    assert shard_files(tmp_path) == shard_files(tmp_path / "p-{0..1}.tar") == both
+    assert shard_files(second) == [second]
+    write_prompt_json(tmp_path, 1)
+    assert shard_files(tmp_path) == []
+
+
 def test_the_index_of_a_shard_is_kept_and_renewed(tmp_path):
     path = write_shard(tmp_path / "0.tar", range(COUNT))
     assert_numbered(ShardPairs([path], tmp_path / "cache"))
@@ -333,6 +347,28 @@ def test_a_shard_that_became_shorter_is_a_sentence(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(CldmError, match="become shorter"):
         pair.read_target()
+
+
+@pytest.mark.parametrize("kind", ["a table", "shards"])
+def test_a_folder_of_hints_is_refused_where_nothing_looks_into_it(tmp_path, kind):
+    write_prompt_json(tmp_path, 1)
+    if kind == "shards":
+        (tmp_path / "prompt.json").unlink()
+        write_shard(tmp_path / "0.tar", range(1))
+    told = f"source, but .* has its hints in its {kind.split()[-1]}: leave it out"
+    with pytest.raises(CldmError, match=told):
+        open_source(tmp_path, conditioning=tmp_path / "source")
+    assert len(open_source(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("kind", ["pictures", "shards"])
+def test_columns_are_refused_where_there_is_no_table(tmp_path, kind):
+    write_picture(picture(0), tmp_path / "0.png")
+    if kind == "shards":
+        write_shard(tmp_path / "0.tar", range(1))
+    with pytest.raises(CldmError, match=r"named \(edges\), but .* has no table \(prompt\.json, "):
+        open_source(tmp_path, columns={"hint": "edges"})
+    assert len(open_source(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", ["none", "empty", "text.md"])
@@ -413,7 +449,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path):
     assert [len(part) for part in names] == [7, 3]
     assert len({*names[0], *names[1]}) == 10
     assert hold_out(source, 3)[1].stamp() == held.stamp() != hold_out(source, 3, 1)[1].stamp()
-    with pytest.raises(CldmError, match="leave at least one"):
+    with pytest.raises(CldmError, match=r"10 of 10 pairs were to be held out \(held_out\), which"):
         hold_out(source, 10)
 
 

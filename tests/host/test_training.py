@@ -254,6 +254,10 @@ def test_an_unlocked_decoder_comes_out_as_a_model(host, client) -> None:
     before, after = (client.images(result, node)[0].astype(int) for node in nodes)
     assert np.abs(after - before).max() > 5
     assert isinstance(load_control(net_file(host, "unlocked")), ControlNet)
+    unet = host.models("diffusion_models") / "unlocked.safetensors"
+    trained = run_folder(host, "unlocked") / "last_unet.safetensors"
+    assert unet.read_bytes() == trained.read_bytes()
+    assert "unlocked.safetensors in models/diffusion_models is the UNet" in result.texts(TRAIN)[0]
 
 
 # --- data ---
@@ -278,6 +282,12 @@ def test_an_annotator_makes_the_hints_and_scores(host, client) -> None:
     assert "Step 2: edge F1" in result.texts(TRAIN)[0]
     hint, picture = (client.images(result, number)[0] for number in (node, pictures))
     assert np.array_equal(hint, annotate("canny", picture))
+    assert read(net_file(host, "edges")).metadata["cldm_core.hint"] == "canny"
+
+    given |= {"annotator": "scribble_xdog", "resume": True, "steps": 4}
+    refused = client.queue(training(name="edges", **given, more=SCORED))
+    assert refused.status == "error"
+    assert "annotator annotators:canny (now annotators:scribble_xdog)" in refused.message()
 
 
 def test_an_annotator_scores_circles_by_their_hints(client) -> None:
@@ -373,6 +383,8 @@ def test_a_folder_that_grew_is_looked_at_anew(client) -> None:
         ({"more": "accumulation"}, "more holds str, expected lines such as ema: 0.9999."),
         ({"more": "out: elsewhere"}, "more: out is set by the node's name, not here"),
         ({"more": "lr: 1"}, "more: lr is set by the node's learning_rate"),
+        ({"more": "prediction: v"}, "more: prediction is set by what is connected to the node"),
+        ({"more": "init: none.pth"}, "more: init is 'none.pth', and there is no such net: give"),
         ({"name": "../x"}, "The run can't be called '../x'"),
         ({"name": " "}, "The run can't be called ' '"),
         ({"resolution": 72}, "resolution is 72"),
@@ -450,7 +462,12 @@ def test_nothing_of_a_run_stays_in_memory(found) -> None:
 
 
 def test_the_model_that_comes_out_belongs_to_the_net_that_scored_best(found) -> None:
-    assert found("best") == {"step": 1, "decoder": 1}
+    best = found("best")
+    assert (best["step"], best["decoder"]) == (1, 1)
+
+
+def test_a_run_that_goes_on_without_evaluations_gives_its_last_net(found) -> None:
+    assert found("best")["then"] == 3
 
 
 def test_a_run_goes_on_without_matplotlib(found) -> None:
@@ -521,3 +538,52 @@ def test_a_run_is_bound_to_its_model(found) -> None:
 )
 def test_pairs_that_were_changed_are_looked_at_anew(found, changed: str) -> None:
     assert found("stamps")[changed]
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "SDXL"])
+def test_what_a_model_predicts_is_trained_for_and_noted(found, kind: str) -> None:
+    prediction = "v" if kind == "v" else "eps"
+    assert found("small_bases")[kind] == [prediction, prediction, prediction, True]
+
+
+def test_sdxl_is_told_sizes_as_the_core_tells_them(found) -> None:
+    assert found("sizes") < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "SDXL"])
+def test_samples_of_a_run_are_those_of_the_host_s_sampler(found, kind: str) -> None:
+    assert found("samples")[kind] < 1e-4
+
+
+def test_resolution_0_is_the_model_s_own_and_others_are_told(found) -> None:
+    sides, (own, other) = found("own_sides")
+    assert sides == {"SD15": 512, "SD21": 512, "SD21_V": 768, "SDXL": 1024, "embedded": 128}
+    assert "resolution" not in own
+    told = "resolution is 64, and models of this kind were made at 128: 0 takes that."
+    assert told in other
+
+
+def test_a_run_goes_on_from_a_net_by_its_name(found) -> None:
+    name, apart, trained = found("init")
+    assert name == "to go on from.safetensors"
+    assert apart < 1e-6
+    assert trained > 1e-4
+
+
+def test_a_net_that_does_not_fit_on_the_disk_is_told_and_nothing_is_left(found) -> None:
+    told, left = found("full_disk")
+    assert told.startswith("CldmError: The run is complete, and what it trained is in ")
+    assert "last.safetensors" in told
+    assert "(No space left on device): make room" in told
+    assert left == []
+
+
+def test_the_host_knows_the_unets_that_were_trained_too(found) -> None:
+    assert found("loaders") == {"SD15": "SD15", "SD21": "SD20", "SDXL": "SDXL"}
+
+
+def test_shards_of_the_output_folder_are_found_and_scanned_once(found) -> None:
+    runs, alike = found("shards")
+    # Scans before and behind the run, and pairs: the stamp reads no header.
+    assert runs == [[0, 2, 4], [2, 2, 4], [2, 3, 5]]
+    assert alike == [True, False]

@@ -1,8 +1,11 @@
 """Cases of training in one process of a host; `run_in_host` starts it."""
 
+import errno
 import gc
+import io
 import json
 import sys
+import tarfile
 import traceback
 import weakref
 from contextlib import contextmanager
@@ -18,7 +21,9 @@ import comfy.model_sampling
 import folder_paths
 import torch
 from comfy import weight_adapter
-from world import bytes_held, sentence
+from PIL import Image
+from training_bases import Bases, about
+from world import bytes_held, distance, sentence
 
 LATE = (".cldm_core.training", ".cldm_core.sheets", ".cldm_core.pipeline", ".nodes.host.training")
 EARLY = sorted(name for name in sys.modules if any(late in name for late in LATE))
@@ -30,7 +35,7 @@ KEY = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 DATASET = data.Dataset(circles.CirclePairs(8, 64), None, True)
 
 
-def run(name, model=model, more="", **settings):
+def run(name, model=model, more="", clip=clip, **settings):
     """The outputs of Train ControlNet after two steps."""
     given = {"kind": "controlnet", "resolution": 64, "steps": 2, "batch_size": 2}
     given |= {"precision": "fp32", "evaluate_every": 0, "seed": 0, "resume": False}
@@ -101,7 +106,10 @@ def memory():
 
 
 def best():
-    """Of which step the net and the decoder are, where the first step scores best."""
+    """Of which step the net and the decoder are, where the first step scores best.
+
+    And then, of which step the net is after the run went on for one without evaluations.
+    """
     evaluate, scores = pack("cldm_core.training.evaluate"), iter((0.1, 0.9, 0.2))  # noqa: F821
     scored = evaluate.Evaluator._scores
     evaluate.Evaluator._scores = lambda self, pictures: [next(scores)] * len(pictures)
@@ -114,9 +122,9 @@ def best():
     steps = {n: read(folder / f"checkpoints/step-{n:08d}/net_unet.safetensors") for n in (1, 2)}
     key = "output_blocks.0.0.in_layers.2.weight"
     (patch,) = output.args[1].patches[f"diffusion_model.{key}"]
-    about = json.loads(output.args[0].source.metadata["cldm_core.training"])
     same = [n for n, file in steps.items() if torch.equal(file.tensors[key], patch[1][1][0])]
-    return {"step": about["step"], "decoder": same[0] if len(same) == 1 else same}
+    found = {"step": about(output)["step"], "decoder": same[0] if len(same) == 1 else same}
+    return {**found, "then": about(run("best", more=more, steps=3, resume=True))["step"]}
 
 
 def no_matplotlib():
@@ -220,12 +228,79 @@ def unloaded():
 def other_base():
     """What a run's record calls its MODEL, and what is told where it goes on upon another."""
     output = run("based", steps=1)
-    about = json.loads(output.args[0].source.metadata["cldm_core.training"])
     patched = model.clone()
     own = model.model.diffusion_model.state_dict()[KEY]
     patched.add_patches({f"diffusion_model.{KEY}": (torch.ones_like(own) / 50,)})
     told = sentence(lambda: run("based", patched, resume=True))
-    return about["config"]["base"], told
+    return about(output)["config"]["base"], told
+
+
+def init():
+    """How far a net is from the one of models/controlnet that it goes on from."""
+    first = run("to go on from", more="save_dtype: fp32")
+    more = "init: to go on from.safetensors\nsave_dtype: fp32"
+    again = run("gone on", more=more, steps=1, learning_rate=1e-8)
+    states = [one.args[0].net.state_dict() for one in (first, again)]
+    apart = max(distance(states[0][key], value) for key, value in states[1].items())
+    zeros = max(float(v.abs().max()) for k, v in states[0].items() if k.startswith("zero_convs"))
+    return about(again)["config"]["init"], apart, zeros
+
+
+def full_disk():
+    """What is told where the net can't be copied to models/controlnet, and what is left there."""
+
+    def fails(source, target):
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own, training.shutil = training.shutil, SimpleNamespace(copyfile=fails)
+    try:
+        told = sentence(lambda: run("full", steps=1))
+    finally:
+        training.shutil = own
+    folder = Path(folder_paths.get_folder_paths("controlnet")[0])
+    return told, [path.name for path in folder.glob("full*")]
+
+
+def write_shard(path, count):
+    """Pairs of a drawn circle and its outline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs = circles.CirclePairs(count, 64)
+    with tarfile.open(path, "w") as tar:
+        for index in range(count):
+            pictures = {"png": pairs[index].read_target(), "hint.png": pairs[index].read_hint()}
+            for ending, picture in pictures.items():
+                file = io.BytesIO()
+                Image.fromarray(picture).save(file, "PNG")
+                member = tarfile.TarInfo(f"{index}.{ending}")
+                member.size = file.tell()
+                file.seek(0)
+                tar.addfile(member, file)
+
+
+def shards():
+    """Of shards in the output folder: pairs and scans behind each run, and whether stamps differ.
+
+    Between the second and the third run one of them is written anew.
+    """
+    module = pack("cldm_core.training.shards")  # noqa: F821
+    place, name = Path(folder_paths.get_output_directory()) / "sharded", "sharded/{0..1}.tar"
+    for number in range(2):
+        write_shard(place / f"{number}.tar", 2)
+    scan, scans = module._scan, []
+    module._scan = lambda path: scans.append(path.name) or scan(path)
+    try:
+        found = []
+        for count in (2, 2, 3):
+            if count > 2:
+                write_shard(place / "0.tar", count)
+            stamp, before = data.ControlDataset.fingerprint_inputs(data=name), len(scans)
+            output = data.ControlDataset.execute(name, data.GIVEN, 32, 64)
+            found.append((stamp, before, len(scans), len(output.args[0].source)))
+    finally:
+        module._scan = scan
+    first, second, third = (stamp for stamp, *_ in found)
+    return [numbers for _, *numbers in found], [first == second, second == third]
 
 
 def stamps():
@@ -297,4 +372,5 @@ def answer(case):
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
 cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps, makers)
+cases += (init, full_disk, shards, *Bases(pack, run, vae).cases())  # noqa: F821
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821

@@ -100,9 +100,9 @@ def randomised(state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {key: fresh(key, value) for key, value in state.items()}
 
 
-def base_model(config: dict[str, Any], seed: int = 1) -> Any:
+def base_model(config: dict[str, Any], seed: int = 1, kind: type[Small] = Small) -> Any:
     """A MODEL with random weights."""
-    described = Small({**COMMON, **config})
+    described = kind({**COMMON, **config})
     described.set_inference_dtype(torch.float32, None)
     model = described.get_model({}, "", device=torch.device("cpu"))
     state = randomised(model.diffusion_model.state_dict(), seed)
