@@ -11,6 +11,7 @@ from controlnet_pack.annotators import ANNOTATORS, Annotator, annotate, files
 from controlnet_pack.annotators.__main__ import main
 from controlnet_pack.annotators.errors import Unavailable
 
+from .seeded import SEEDED
 from .test_cli import read, refused
 from .test_dataset import write
 
@@ -60,6 +61,13 @@ def test_hints_of_floats_that_no_picture_can_hold_are_said_once(capfd, folder, o
 def test_weights_that_are_missing_are_said_once(capfd, folder, out, no_network, monkeypatch):
     monkeypatch.setattr("controlnet_pack.annotators.downloads.into", offline)
     assert "ControlNetHED.pth (29 MB) isn't here" in refused(capfd, "hed", folder, out)
+
+
+def test_a_device_that_is_not_here_is_said_once(capfd, folder, out, give, monkeypatch):
+    SEEDED["hed"](give, monkeypatch)
+    said = refused(capfd, "hed", folder, out, "--device", "gpu")
+    assert said.startswith("hed: ")
+    assert "gpu" in said
 
 
 def offline(*_: object) -> Path:
