@@ -369,9 +369,11 @@ def test_the_host_s_memory_manager_has_the_networks(
 
 
 FOLDERS = """
+import runpy
 from pathlib import Path
-from utils.extra_config import load_extra_path_config
-load_extra_path_config(args["config"])
+import folder_paths
+reader = Path(folder_paths.__file__).parent / "utils" / "extra_config.py"
+runpy.run_path(str(reader))["load_extra_path_config"](args["config"])
 host_side = pack("nodes.host.annotators")
 host_side.connect()
 weights = pack("annotators.weights")
