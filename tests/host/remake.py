@@ -31,6 +31,7 @@ PICTURE = ROOT / "docs" / "first_picture.png"
 SETTINGS = ROOT / "docs" / "applying.jpg"
 SIDE = 384  # pixels; a thumbnail is the hints and the pictures, side by side
 MOST, SMALL = 4, 256  # so many in one row; of more there are two rows, with sides this long
+OF_BATCH = 192  # where nodes show batches, each of them has a row
 QUALITY = 85
 WIDE = 1.7  # width to height from which on pictures are put one above the other
 NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
@@ -100,18 +101,42 @@ def write_thumbnail(client: HostClient, path: Path) -> None:
     result = client.queue(prompt)
     if result.status != "success":
         raise SystemExit(f"{path.name}: {result.message()}")
-    shown: dict[str, list[np.ndarray]] = {}
+    shown: dict[str, list[list[np.ndarray]]] = {}
     for node in sorted(result.outputs, key=int):
         kind = prompt[node]["class_type"]
         source = prompt[node]["inputs"].get("images", [node])[0]
         kind = PLOT if prompt[source]["class_type"] == PLOT else kind
-        shown[kind] = [*shown.get(kind, []), *client.images(result, node)]
+        shown[kind] = [*shown.get(kind, []), client.images(result, node)]
     alone = shown.get(INSPECTOR) or shown.get(PLOT)
-    pictures = alone or [*shown["PreviewImage"], *shown["SaveImage"]]
+    of_nodes = alone or [*shown["PreviewImage"], *shown["SaveImage"]]
     thumbnail = WORKFLOWS / f"{path.stem}.jpg"
-    order = joined(pictures)[..., 2::-1]
-    cv2.imwrite(str(thumbnail), order, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if all_batches(of_nodes):
+        sheet = batches(of_nodes)
+    else:
+        sheet = joined([picture for pictures in of_nodes for picture in pictures])
+    cv2.imwrite(str(thumbnail), sheet[..., 2::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     sys.stdout.write(f"{thumbnail.name}: {thumbnail.stat().st_size} bytes\n")
+
+
+def all_batches(of_nodes: list[list[np.ndarray]]) -> bool:
+    """Whether several nodes show as many pictures each, and more than one."""
+    sizes = {len(pictures) for pictures in of_nodes}
+    return len(of_nodes) > 1 and len(sizes) == 1 and max(sizes) > 1
+
+
+def batches(of_nodes: list[list[np.ndarray]]) -> np.ndarray:
+    """A row for each node, so that pictures stand below their hints."""
+    return np.vstack([np.hstack(scaled(pictures, OF_BATCH)) for pictures in of_nodes])
+
+
+def scaled(pictures: list[np.ndarray], side: int) -> list[np.ndarray]:
+    """Pictures of this height, as RGB."""
+    cells = []
+    for picture in pictures:
+        scale = side / picture.shape[0]
+        way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        cells.append(cv2.resize(picture[..., :3], None, fx=scale, fy=scale, interpolation=way))
+    return cells
 
 
 def joined(pictures: list[np.ndarray]) -> np.ndarray:
@@ -119,11 +144,7 @@ def joined(pictures: list[np.ndarray]) -> np.ndarray:
     height, width = pictures[0].shape[:2]
     wide = width >= WIDE * height
     many = len(pictures) > MOST
-    cells = []
-    for picture in pictures:
-        scale = (SMALL if many else SIDE) / picture.shape[0]
-        way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-        cells.append(cv2.resize(picture[..., :3], None, fx=scale, fy=scale, interpolation=way))
+    cells = scaled(pictures, SMALL if many else SIDE)
     if not many:
         return np.vstack(cells) if wide else np.hstack(cells)
     columns = -(-len(cells) // 2)

@@ -111,6 +111,12 @@ def test_blocks_are_weighed_by_text_and_presets(applied) -> None:
     assert answer["wrong"].startswith("CldmError: 3 weights were given: write 13 numbers")
 
 
+def test_weights_of_one_s_own_need_no_curve(applied) -> None:
+    """SDXL's family has no curve `original`."""
+    expected = [number / 10 for number in range(1, 11)]
+    assert applied("modes", "blocks")["in place of a curve"] == pytest.approx(expected)
+
+
 DOORS = ["prompt", "control", "curve", "weights", "schedule", "schedule by steps", "frames"]
 DOORS += ["mask", "mask for each", "reuse", "stretch", "fill", "window", "window by steps"]
 DOORS += ["hints", "strength"]
@@ -213,11 +219,35 @@ def test_windows_have_the_hints_masks_and_factors_of_their_pictures(applied) -> 
     assert answer["unet"] == [4, 4] * STEPS
 
 
+def test_windows_of_animatediff_are_as_the_host_s(applied) -> None:
+    answer = applied("frames", "animatediff")
+    assert answer["alone"] <= ROUNDING
+    assert answer["effect"] > 1
+    assert answer["encoded"] == [4]
+    assert answer["rows"] == [2, 4] * STEPS
+    assert answer["chain"] == ""
+    assert answer["afterwards"] is False, "Advanced-ControlNet would take it for its own"
+
+
+def test_animatediff_refuses_nets_whose_hints_would_be_of_other_pictures(applied) -> None:
+    refused = applied("frames", "animatediff")["refused"]
+    assert len(refused) == 2
+    assert all("Control type HostForeign" in sentence for sentence in refused.values())
+
+
 def test_windows_that_overlap_reuse_their_own_residuals(applied) -> None:
     answer = applied("frames", "overlapping")
     assert answer["windows"] == [[0, 1], [1, 2], [2, 3]]
     assert answer["encoded"] == [4]
     assert answer["computed"] == [6, 3]
+
+
+def test_a_control_holds_its_encoded_hints_and_one_set_for_each_batch_of_a_step(applied) -> None:
+    answer = applied("frames", "memory")
+    hints, row = 4 * answer["hint"], answer["row"]
+    assert answer["without reuse"] == [[hints, 0]] * STEPS
+    assert answer["whole"] == [[hints, 8 * row]] * STEPS
+    assert answer["overlapping"] == [[hints, 3 * 4 * row]] * STEPS, "3 windows of 2 pictures"
 
 
 def test_hints_of_each_type_begin_again_by_themselves(applied) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import comfy.context_windows
 import torch
-from apply_stage import Controls, Stage, before, control_of
+from apply_stage import Controls, Stage, before, control_of, tensors
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from torch import Tensor
 from world import World, distance, sentence
@@ -72,9 +73,60 @@ def more_inputs() -> list[Any]:
 
 def windows(stage: Stage) -> Any:
     """Windows of two pictures, against each two pictures sampled by themselves."""
+    return by_windows(stage, windowed(stage, 2, 0))
+
+
+def animatediff(stage: Stage) -> Any:
+    """The same with windows in AnimateDiff's way, for one net, for two, and for a host's net."""
+    model = stage.model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "AnimateDiff", sliding)
+    found = by_windows(stage, model)
+    theirs = stage.applied(stage.world.theirs(stage.path))
+    refused = {
+        "alone": theirs,
+        "in front": stage.applied(prompts=theirs),
+    }
+    chain = stage.applied(prompts=stage.applied())
+    return {
+        **found,
+        "chain": sentence(lambda: stage.sample(chain, model)),
+        "afterwards": hasattr(control_of(chain), "sub_idxs"),
+        "refused": {
+            name: sentence(lambda prompts=prompts: stage.sample(prompts, model, batch=BATCH))
+            for name, prompts in refused.items()
+        },
+    }
+
+
+def sliding(
+    executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: Any
+) -> Any:
+    """Windows of two pictures as AnimateDiff-Evolved's sliding_calc_cond_batch samples them."""
+    parts = []
+    for first in range(0, x.shape[0], 2):
+        window = [*range(first, min(first + 2, x.shape[0]))]
+        for entry in (entry for entries in conds for entry in entries or ()):
+            give_window(entry.get("control"), window)
+        model_options["transformer_options"]["ad_params"] = {"sub_idxs": window}
+        parts.append(executor(model, conds, x[window], timestep[window], model_options))
+    return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def give_window(control: Any, window: list[int]) -> None:
+    """As its prepare_control_objects: a control must have the attribute, else it is refused."""
+    if control is None:
+        return
+    give_window(control.previous_controlnet, window)
+    if not hasattr(control, "sub_idxs"):
+        raise ValueError(f"Control type {type(control).__name__} may not support windows.")
+    control.sub_idxs = window
+
+
+def by_windows(stage: Stage, model: Any) -> Any:
+    """What a model gives that samples in windows of two pictures."""
     several = stage.world.hint(64, 64, batch=BATCH)
     masks = torch.rand(BATCH, 64, 64, generator=torch.Generator().manual_seed(2))
-    model, noise = windowed(stage, 2, 0), stage.noise(BATCH)
+    noise = stage.noise(BATCH)
     prompts = stage.applied(hint=several, mask=masks, options=curve(stage))
     with stage.counted() as counts:
         found = stage.sample(prompts, model, batch=BATCH)
@@ -118,6 +170,40 @@ def overlapping(stage: Stage) -> Any:
     }
 
 
+def memory(stage: Stage) -> Any:
+    """Bytes that a control holds between steps: encoded hints, and residuals to be used again."""
+    several = stage.world.hint(64, 64, batch=BATCH)
+    (call,) = stage.controls(stage.applied(hint=several), batch=BATCH, steps=1)
+    found: dict[str, Any] = {
+        "row": bytes_of(tensors(call)) // (2 * BATCH),
+        "hint": stage.unet.model_channels * 8 * 8 * several.element_size(),
+    }
+    for name, every, model in (
+        ("whole", 2, stage.model),
+        ("overlapping", 2, windowed(stage, 2, 1)),
+        ("without reuse", 1, stage.model),
+    ):
+        options = stage.options.ControlSpeed.execute(every).args[0]
+        prompts = stage.applied(hint=several, options=options)
+        control, held = control_of(prompts), []
+
+        def look(*_: Any, control: Any = control, held: Any = held) -> None:
+            hints = [features for _, features in control.encoded._entries.values()]
+            sets = [kept.residuals for kept in control.reuse._kept.values()]
+            items = [each for one in sets for each in (*one.input, *one.output, *one.middle)]
+            held.append([bytes_of(hints), bytes_of(items)])
+
+        stage.sample(prompts, model, batch=BATCH, callback=look)
+        found[name] = held
+    return found
+
+
+def bytes_of(items: Iterable[Tensor]) -> int:
+    """The memory of tensors, what they share counted once."""
+    storages = [item.untyped_storage() for item in items]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+
+
 def union(world: World) -> Any:
     """Types with unlike counts of hints: each cycles by itself."""
     from equal import union_state
@@ -151,5 +237,5 @@ def cases(_: Any) -> dict[str, Callable[[World], Any]]:
 
         return run
 
-    acts = (factors, hints, windows, overlapping)
+    acts = (factors, hints, windows, animatediff, overlapping, memory)
     return {**{act.__name__: on(act) for act in acts}, "union": union}
