@@ -84,8 +84,9 @@ class Kept:
         return thing
 
     def clear(self) -> None:
-        """Let everything go."""
-        self._things.clear()
+        """Let everything go, when nobody uses it."""
+        with self._lock:
+            self._things.clear()
 
 
 _keeper: Keeper = Kept()
