@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from ..errors import CldmError, DamagedCheckpoint
 
 MANIFEST = "checkpoint.json"
-PREFIX, PART, TRASH = "step-", ".part-", ".trash-"
+PREFIX, PART, TRASH, DAMAGED = "step-", ".part-", ".trash-", "damaged-"
 CHUNK = 1 << 24
 
 Say = Callable[[str], None]
@@ -87,10 +87,10 @@ class Checkpoints:
         path = self.path(step) / MANIFEST
         if not path.is_file():
             return
+        manifest = self._manifest(step)
+        manifest["facts"] |= facts
         fresh = path.with_name(f"{PART}{MANIFEST}")
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            manifest["facts"] = {**manifest["facts"], **facts}
             fresh.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             _sync(fresh)
             fresh.replace(path)
@@ -121,20 +121,34 @@ class Checkpoints:
 
     def read(self, step: int) -> Saved:
         """The checkpoint of a step; raises DamagedCheckpoint where a byte of it is missing."""
-        folder = self.path(step)
+        folder, manifest = self.path(step), self._manifest(step)
+        for name, signature in manifest["files"].items():
+            state = _damage(folder / Path(name).name, signature)
+            if state:
+                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} {state}.")
+        return Saved(folder, step, manifest["facts"])
+
+    def set_aside(self, step: int, say: Say) -> None:
+        """Renames the checkpoints behind a step, all damaged: none is counted, or ranked, again."""
+        for later in self.steps():
+            path = self.path(later)
+            kept = path.with_name(f"{DAMAGED}{path.name}")
+            if later > step:
+                shutil.rmtree(kept, ignore_errors=True)
+                with suppress(OSError):  # where nothing can be renamed nothing can be saved either
+                    path.rename(kept)
+                    say(f"The damaged one is now {kept}; remove it when you like.")
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        """Signatures of the files, and facts; raises DamagedCheckpoint."""
+        path = self.path(step) / MANIFEST
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            files, facts = dict(manifest["files"]), dict(manifest["facts"])
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            return {**manifest, **{name: dict(manifest[name]) for name in ("files", "facts")}}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(
-                f"The checkpoint {folder} is damaged: its {MANIFEST} can't be read."
+                f"The checkpoint {path.parent} is damaged: its {MANIFEST} can't be read."
             ) from error
-        for name, signature in files.items():
-            path = folder / Path(name).name
-            if not path.is_file() or _signature(path) != signature:
-                state = "differs from what was written" if path.is_file() else "is missing"
-                raise DamagedCheckpoint(f"The checkpoint {folder} is damaged: {name} {state}.")
-        return Saved(folder, step, facts)
 
     def steps(self) -> list[int]:
         """The steps that there are checkpoints of, whole or damaged, rising."""
@@ -159,9 +173,8 @@ class Checkpoints:
     def _rank(self, step: int) -> tuple[float, int]:
         """Orders checkpoints by their merit, then by their step."""
         try:
-            manifest = json.loads((self.path(step) / MANIFEST).read_text(encoding="utf-8"))
-            return float(manifest["facts"]["merit"]), step
-        except (OSError, ValueError, KeyError, TypeError):
+            return float(self._manifest(step)["facts"]["merit"]), step
+        except (DamagedCheckpoint, ValueError, KeyError, TypeError):
             return float("-inf"), step
 
     def _remove(self, path: Path) -> None:
@@ -186,6 +199,16 @@ class Checkpoints:
             f"({' '.join(str(error).split())}). Make room on the disk and resume the run; earlier "
             f"checkpoints are as they were: {kept}."
         )
+
+
+def _damage(path: Path, signature: list[Any]) -> str:
+    """What is wrong with a file that had this signature; "" where nothing is."""
+    try:
+        return "" if _signature(path) == signature else "differs from what was written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"can't be read ({error.strerror or error})"
 
 
 def _signature(path: Path) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from torch import Tensor
@@ -47,8 +47,9 @@ class Fitted:
     """What a run came to.
 
     step: optimizer steps behind the net; stopped: whether it was asked to stop before the last.
-    net: the file of the trained net; best: that of the one with the best score, if any was scored.
-    loss: the mean of the last steps that were noted, NaN where none was taken.
+    net: the file of the trained net; best: that of the one with the best score, and its score; None
+    where none was scored, and where a run goes on without evaluations: the best one is then of
+    before. loss: the mean of the last steps that were noted, NaN where none was taken.
     """
 
     step: int
@@ -71,15 +72,18 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] | None = None,
     resume: bool = False,
+    begun: Callable[[], None] | None = None,
     shown: Shown | None = None,
     say: Say = log.info,
 ) -> Fitted:
     """Trains up to config.steps optimizer steps and writes everything into `out`.
 
-    progress: called as (step, steps) after each step. stop: asked after each step; where it is
-    true, the state is saved and the run ends. resume: go on from the last whole checkpoint in
-    `out`, where there is one: the run then ends with the weights of one that was never stopped, bit
-    for bit on a CPU. shown: called with each evaluation. say: takes sentences for the user.
+    progress: called as (step, steps) after each step. stop: asked after each step and after what is
+    evaluated behind it; where it is true, the state is saved and the run ends. resume: go on from
+    the last whole checkpoint in `out`, where there is one: the run then ends with the weights of
+    one that was never stopped, bit for bit on a CPU. begun: called once nothing speaks against the
+    run any more, such as settings that differ from the checkpoint's. shown: called with each
+    evaluation. say: takes sentences for the user.
 
     Raises CldmError, with the batch named, where the loss is no finite number, and where a file of
     the data is gone, a checkpoint damaged or the disk full; the run's state stays whole.
@@ -93,16 +97,22 @@ def fit(
         main = accelerator.is_main_process
         watcher = Watcher(evaluator, history, config, say=say, shown=shown, main=main)
         step = saved = _start(session, watcher, batches, resume, say)
+        if begun:
+            begun()
         stream = iter(batches.iterate(step * config.accumulation))
         stack.callback(getattr(stream, "close", lambda: None))
         stopping, skipped = False, 0
         while True:
             if step > saved and (stopping or _due(step, config)):
-                session.save(step, watcher.facts(step))
+                session.save(step, _facts(watcher, step))
                 saved = step
             if not stopping and watcher.due(step) and not any(session.agreed(watcher.knows(step))):
                 with _rescue(session, step, saved):
                     saved = _evaluate(session, watcher, step, saved, out)
+                # It takes minutes. Of a run without a step there would be nothing to save.
+                (stopping,) = session.agreed(step > 0 and stop is not None and stop())
+                if stopping:
+                    continue
             if stopping or step >= config.steps:
                 break
 
@@ -167,6 +177,11 @@ def _sweep(out: Path) -> None:
     for name in (LAST, BEST):
         for part in out.glob(f"{Path(name).stem}*{Path(name).suffix}.*.part"):
             part.unlink(missing_ok=True)
+
+
+def _facts(watcher: Watcher, step: int) -> dict[str, Any]:
+    """What is noted with the checkpoint of a step; nothing where it is not evaluated yet."""
+    return {**watcher.facts(step), EVALUATED: True} if watcher.knows(step) else {}
 
 
 @contextmanager
@@ -243,26 +258,26 @@ def _evaluate(session: Session, watcher: Watcher, step: int, saved: int, out: Pa
     with session.averaged():
         better = watcher.evaluate(session.trainable.net, step)
     (better,) = session.agreed(better)
-    facts = watcher.facts(step)
     if step > saved and better:
         session.save(step, {})
         saved = step
     if step and better:
-        session.save_net(out / BEST, step, facts)
+        session.save_net(out / BEST, step, watcher.facts(step))
     # At the end: a run that is cut off before this goes on with this evaluation.
-    session.annotate(step, {**facts, EVALUATED: True})
+    session.annotate(step, _facts(watcher, step))
     return saved
 
 
 def _finish(session: Session, watcher: Watcher, step: int, out: Path) -> Fitted:
     session.save_net(out / LAST, step, watcher.facts(step))
-    best = out / BEST
+    # Without evaluations it would be the net of a step long before this one.
+    best = out / BEST if watcher.evaluates and (out / BEST).exists() else None
     return Fitted(
         step,
         step < session.config.steps,
         out / LAST,
-        best if best.exists() else None,
-        watcher.best_score,
+        best,
+        watcher.best_score if watcher.evaluates else None,
         watcher.convergence,
         watcher.loss,
     )

@@ -269,6 +269,9 @@ class Session:
             for weights, tensors in stored:
                 for key, value in weights.items():
                     value.copy_(tensors[key])
+        self.accelerator.wait_for_everyone()  # others may be looking through them still
+        if self.accelerator.is_main_process:
+            self.checkpoints.set_aside(saved.step, say)
         return saved
 
 

@@ -68,12 +68,16 @@ class Watcher:
                     self._is_best(score)
         self.convergence = find(self.history)
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether anything is evaluated in this run."""
+        return self.evaluator is not None and self.config.evaluate_every > 0
+
     def due(self, step: int) -> bool:
         """Whether to evaluate before the step that follows this many steps."""
-        every = self.config.evaluate_every
-        if self.evaluator is None or not every:
+        if not self.evaluates:
             return False
-        return step % every == 0 or step == self.config.steps
+        return step % self.config.evaluate_every == 0 or step == self.config.steps
 
     def knows(self, step: int) -> bool:
         """Whether this step was evaluated already; of several processes the first alone knows."""

@@ -33,7 +33,7 @@ from controlnet_pack.cldm_core.training.session import opened
 
 from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
 
-GIVEN = ("evaluator", "stop", "shown", "resume")
+GIVEN = ("evaluator", "stop", "shown", "resume", "begun")
 
 
 def run(out: Path, *, batches: SmallBatches | None = None, **options: Any) -> Fitted:
@@ -226,6 +226,17 @@ def test_a_resumed_run_knows_what_was_best_and_evaluates_nothing_twice(tmp_path:
     assert fitted.score == 0.9
 
 
+def test_the_best_net_of_before_is_not_what_a_run_without_evaluations_comes_to(
+    tmp_path: Path,
+) -> None:
+    scored = run(tmp_path, steps=4, evaluate_every=2, evaluator=Scores([0.1, 0.9, 0.2]))
+    assert (scored.best, scored.score) == (tmp_path / "best.safetensors", 0.9)
+    for options in ({"steps": 5}, {"steps": 6, "evaluator": Scores([])}):
+        fitted = run(tmp_path, evaluate_every=0, resume=True, **options)
+        assert (fitted.step, fitted.best, fitted.score) == (options["steps"], None, None)
+    assert (tmp_path / "best.safetensors").exists()
+
+
 def test_pairs_that_were_trained_on_are_not_scored_later(tmp_path: Path) -> None:
     hint = np.zeros((64, 64, 3), np.uint8)
     before, now = ([HeldOut(name, "", hint) for name in names] for names in ("ab", "ac"))
@@ -280,6 +291,28 @@ def test_a_run_that_is_asked_to_stop_saves_first(tmp_path: Path) -> None:
     assert (fitted.step, fitted.stopped) == (1, True)
     assert (tmp_path / "checkpoints" / "step-00000001").exists()
     assert fitted.net.exists()
+
+
+@pytest.mark.parametrize("numbers", [(0.1, 0.3), (0.3, 0.1)])
+def test_a_wish_to_stop_that_comes_in_an_evaluation_takes_no_step_more(
+    tmp_path: Path, numbers: tuple[float, ...]
+) -> None:
+    options = {"evaluate_every": 2, "save_every": 100}
+    scores = Scores(numbers)
+    fitted = run(tmp_path, evaluator=scores, stop=lambda: len(scores.asked) == 2, **options)
+    assert (fitted.step, fitted.stopped) == (2, True)
+    again = Scores([0.2, 0.2])
+    resumed = run(tmp_path, evaluator=again, resume=True, **options)
+    assert again.asked == [4, 6]
+    assert resumed.score == 0.3
+
+
+def test_a_wish_to_stop_that_comes_in_the_first_evaluation_has_a_step_to_save(
+    tmp_path: Path,
+) -> None:
+    scores = Scores([0.1])
+    assert run(tmp_path, evaluate_every=2, evaluator=scores, stop=lambda: True).step == 1
+    assert (scores.asked, state_of(tmp_path, 1) != {}) == ([0], True)
 
 
 def spoiled(part: str, at: int) -> SmallBatches:

@@ -9,23 +9,30 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from torch import Tensor
 
 from controlnet_pack.cldm_core import CldmError, DamagedCheckpoint
 from controlnet_pack.cldm_core.checkpoint.read import read
-from controlnet_pack.cldm_core.training.batches import Batch
+from controlnet_pack.cldm_core.pictures import write_picture
+from controlnet_pack.cldm_core.pipeline import Picture
+from controlnet_pack.cldm_core.training.batches import Batch, Batches
 from controlnet_pack.cldm_core.training.checkpoints import MANIFEST, Checkpoints
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import Fitted, fit
+from controlnet_pack.cldm_core.training.reports import Reports
 from controlnet_pack.cldm_core.training.signals import StopOnSignals
+from controlnet_pack.cldm_core.training.sources import open_source
+from controlnet_pack.cldm_core.training.tensorboard import TensorBoard
 
+from .training_pairs import ToyEncoders, picture, unhinted, write_prompt_json
 from .training_process import LONG
-from .training_runs import SmallBatches, same, small_config, small_trainable, state_of
+from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,8 +42,9 @@ def run(
     *,
     stop_at: int | None = None,
     resume: bool = False,
-    batches: SmallBatches | None = None,
+    batches: SmallBatches | Batches | None = None,
     said: list[str] | None = None,
+    begun: Callable[[], None] | None = None,
     **options: Any,
 ) -> Fitted:
     """A run that asks to stop after `stop_at` steps; a new process would begin with the same."""
@@ -50,6 +58,7 @@ def run(
         progress=lambda step, _: steps.append(step),
         stop=lambda: stop_at is not None and steps[-1] + 1 >= stop_at,
         resume=resume,
+        begun=begun,
         say=[].append if said is None else said.append,
     )
 
@@ -83,6 +92,50 @@ def test_a_resumed_run_ends_with_the_same_numbers_bit_for_bit(
     assert same(state_of(stopped, 6), state_of(uninterrupted, 6))
     one, other = (read(out / "last.safetensors") for out in (uninterrupted, stopped))
     assert same(dict(one.tensors), dict(other.tensors))
+
+
+class WideEncoders(ToyEncoders):
+    """Embeddings as wide as the small net reads them."""
+
+    def texts(self, *given: Any) -> tuple[Tensor, None]:
+        context, _ = super().texts(*given)
+        return context.repeat(1, 1, SMALL.context_dim // context.shape[-1]) / 1000, None
+
+
+def picture_batches(out: Path, data: Path) -> Batches:
+    """Batches with everything that is drawn or kept; those of `out` have a cache of their own."""
+    return Batches(
+        unhinted(open_source(data)),
+        WideEncoders(),
+        batch_size=2,
+        resolution=64,
+        seed=0,
+        flip=True,
+        crop="random",
+        buckets=((64, 64), (48, 80), (80, 48)),
+        cache=out / "cache",
+        hints=inverted,
+        workers=3,
+    )
+
+
+def inverted(target: Picture) -> Picture:
+    return 255 - target
+
+
+def test_a_resumed_run_of_pictures_ends_with_the_same_numbers_bit_for_bit(tmp_path: Path) -> None:
+    data = write_prompt_json(tmp_path / "data", 9)
+    write_picture(picture(3, 60, 100), data / "target" / "3.png")
+    write_picture(picture(5, 60, 100), data / "target" / "5.png")
+    for name, stops in (("one", (None,)), ("two", (3, None))):
+        for stop_at in stops:
+            batches = picture_batches(tmp_path / name, data)
+            run(tmp_path / name, stop_at=stop_at, resume=stop_at is None, batches=batches)
+    assert steps_of(tmp_path / "two") == [2, 3, 4, 6]
+    assert same(state_of(tmp_path / "two", 6), state_of(tmp_path / "one", 6))
+    losses = [History(tmp_path / name).series("loss") for name in ("one", "two")]
+    assert losses[0] == losses[1]
+    assert len({loss for _, loss in losses[0]}) == 6
 
 
 def test_the_history_of_a_resumed_run_has_each_step_once(whole: Path, tmp_path: Path) -> None:
@@ -152,6 +205,16 @@ def test_another_run_is_not_overwritten(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_a_run_that_is_refused_has_not_begun(tmp_path: Path) -> None:
+    begun: list[str] = []
+    run(tmp_path, steps=2, begun=lambda: begun.append("anew"))
+    refused = {"base": "other.safetensors", "begun": lambda: begun.append("refused")}
+    with pytest.raises(CldmError, match="set it as it was"):
+        run(tmp_path, resume=True, **refused)
+    run(tmp_path, steps=3, resume=True, begun=lambda: begun.append("again"))
+    assert begun == ["anew", "again"]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -218,6 +281,25 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_taken(
     assert "step-00000004 is damaged" in said[0]
     assert "goes on from step 2, the last that is whole" in said[0]
     assert same(state_of(tmp_path, 6), state_of(whole, 6))
+
+
+def test_a_damaged_checkpoint_makes_no_whole_one_go(tmp_path: Path) -> None:
+    run(tmp_path, stop_at=4)
+    flip_a_byte(step_folder(tmp_path, 4) / "trained.safetensors")
+    said: list[str] = []
+    assert run(tmp_path, stop_at=1, resume=True, keep=1, said=said).step == 3
+    aside = tmp_path / "checkpoints" / "damaged-step-00000004"
+    assert f"The damaged one is now {aside}" in said[1]
+    assert (aside / "net.safetensors").exists()
+    assert steps_of(tmp_path) == [3]
+    assert run(tmp_path, stop_at=1, resume=True, keep=1, said=said).step == 4
+
+
+def test_where_notes_of_a_damaged_checkpoint_are_wanted_it_says_so(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    cut_short(step_folder(tmp_path, 2) / MANIFEST)
+    with pytest.raises(DamagedCheckpoint, match=r"its checkpoint\.json can't be read"):
+        Checkpoints(tmp_path / "checkpoints", 1).annotate(2, {"score": 1.0})
 
 
 def test_where_all_checkpoints_are_damaged_it_says_so(tmp_path: Path) -> None:
@@ -307,6 +389,27 @@ def test_notes_that_do_not_fit_on_the_disk_are_a_sentence(tmp_path: Path) -> Non
     with files_of_at_most(10), pytest.raises(CldmError, match="step 2 can't be written"):
         Checkpoints(tmp_path / "checkpoints", 1).annotate(2, {"score": 1.0})
     assert Checkpoints(tmp_path / "checkpoints", 1).read(2).step == 2
+
+
+def test_a_plot_that_does_not_fit_on_the_disk_is_a_sentence(tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    reports.note(1, loss=1.0)
+    with files_of_at_most(1000), pytest.raises(CldmError, match=r"plot\.png can't be written \("):
+        reports.plot()
+    assert [path.name for path in tmp_path.iterdir()] == ["history.jsonl"]
+
+
+def test_logs_that_do_not_fit_on_the_disk_are_a_sentence(tmp_path: Path) -> None:
+    class Full:
+        def note(self, step: int, **numbers: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        picture = close = note
+
+    reports = Reports(tmp_path)
+    reports.board = cast("TensorBoard", Full())
+    with pytest.raises(CldmError, match=r"tensorboard can't be written \(No space left on device"):
+        reports.note(1, loss=1.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
