@@ -254,8 +254,13 @@ class Batches:
     def fill_cache(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Computes now what the cache lacks, this process its share: the models may go after it.
 
-        progress(pair, pairs) is called after each pair.
+        progress(pair, pairs) is called after each pair. Raises CldmError where there is no cache.
         """
+        if self.cache.folder is None:
+            raise CldmError(
+                "cache is none, but the models that encode go before the first step: leave cache "
+                "out, or name a folder."
+            )
         own = range(self.rank, len(self.source), self.world)
         for done, number in enumerate(own, 1):
             for row in self._all_rows(number):

@@ -127,7 +127,7 @@ def write_entry(path: Path, data: bytes) -> None:
     except OSError as error:
         raise CldmError(
             f"The cache {path.parent.parent} can't be written ({error.strerror or error}): make "
-            "room, choose another folder, or train without a cache."
+            "room, choose another folder, or train without a cache (cache: none)."
         ) from error
 
 

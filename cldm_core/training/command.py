@@ -6,7 +6,8 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .config import TrainConfig
 from .options import add_flags, given_flags, write_yaml
 
 CONFIG = "config.yaml"
+CHECKED = 5000
+"""Pairs that --check looks at where nothing else is said: some minutes, however many there are."""
 
 
 def add_parser(commands: Any) -> None:
@@ -30,7 +33,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the last whole checkpoint in the folder out, where there is one",
+        help="go on from the last whole checkpoint in the folder out, where there is one; without "
+        "CONFIG with the settings of OUT/config.yaml",
     )
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument(
@@ -38,6 +42,13 @@ def add_parser(commands: Any) -> None:
     )
     modes.add_argument(
         "--check", action="store_true", help="look through the data, and train nothing"
+    )
+    parser.add_argument(
+        "--check-pairs",
+        type=int,
+        default=CHECKED,
+        metavar="COUNT",
+        help="how many pairs --check looks at, taken at random; 0 looks at all (%(default)s)",
     )
     add_flags(parser, TrainConfig)
     parser.set_defaults(run=run)
@@ -52,16 +63,23 @@ def run(arguments: argparse.Namespace) -> int:
         _write_lines(dry_run(config))
         return 0
     if arguments.check:
-        return check(config)
+        return check(config, arguments.check_pairs)
     train(config, resume=arguments.resume)
     return 0
 
 
 def config_of(arguments: argparse.Namespace) -> TrainConfig:
-    """The settings of the file and the flags; raises CldmError where there are none."""
+    """The settings of the file and the flags; raises CldmError where there are none.
+
+    The file of a run that goes on is its own, where no other is given.
+    """
     flags = given_flags(arguments, TrainConfig)
-    if arguments.config is not None:
-        return TrainConfig.from_yaml(arguments.config, flags)
+    path: Path | None = arguments.config
+    own = Path(flags.get("out", TrainConfig.out)) / CONFIG
+    if path is None and arguments.resume and own.is_file():
+        path = own
+    if path is not None:
+        return TrainConfig.from_yaml(path, flags)
     if not flags:
         raise CldmError(
             "Nothing says what to train: give a CONFIG.yaml, or options such as --data circles."
@@ -69,14 +87,21 @@ def config_of(arguments: argparse.Namespace) -> TrainConfig:
     return TrainConfig.of(flags)
 
 
-def check(config: TrainConfig) -> int:
-    """Says what is wrong with the data; 1 where training can't begin."""
+def check(config: TrainConfig, pairs: int) -> int:
+    """Says what is wrong with so many pairs of the data, 0: with all; 1 where training can't begin.
+
+    Raises CldmError for a number that is none, and where there is no data.
+    """
     from ..commands import progress_bar
     from .checking import check_data
 
+    if pairs < 0:
+        raise CldmError(f"--check-pairs is {pairs}, expected a whole number from 0.")
     with progress_bar("looking") as bar:
-        report = check_data(config, bar)
+        report = check_data(config, bar, limit=pairs or None)
     _write_lines([report.summary()])
+    if report.checked < report.pairs:
+        _write_lines(["--check-pairs 0 looks at all of them."])
     return 0 if report.ok else 1
 
 
@@ -95,8 +120,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> None:
     _check_out(out)
     require_room(out, config, resume=resume)
     plan = make_plan(config)
-    if first:
-        _replace(out / CONFIG, write_yaml(config))
     reports = Reports(
         out,
         plan.evaluator.held_out if plan.evaluator else (),
@@ -113,18 +136,19 @@ def train(config: TrainConfig, *, resume: bool = False) -> None:
             progress=bar,
             stop=stop,
             resume=resume,
+            begun=partial(_note, config, out / CONFIG) if first else None,
             shown=reports.show,
             say=say,
         )
     part()
-    if first:
-        reports.plot()
-    reports.close()
     if fitted.stopped:
         say(f"Stopped after step {fitted.step} of {config.steps}; --resume goes on from there.")
     if fitted.best is not None:
         say(f"The net that scored best: {fitted.best}")
     say(f"The net after step {fitted.step}: {fitted.net}")
+    if first:
+        reports.plot()
+    reports.close()
 
 
 def _say(sentence: str) -> None:
@@ -149,7 +173,11 @@ def _check_out(out: Path) -> None:
         ) from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _note(config: TrainConfig, path: Path) -> None:
+    """Writes the settings of a run; a file that says the same already keeps its comments."""
+    with suppress(CldmError):
+        if path.is_file() and TrainConfig.from_yaml(path) == config:
+            return
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(write_yaml(config), encoding="utf-8")
     part.replace(path)

@@ -18,7 +18,7 @@ DATA, MODEL, STEPS, SPEED, SAVING, WATCHING = (
     "saving",
     "watching",
 )
-CIRCLES, TINY = "circles", "tiny"
+CIRCLES, TINY, NONE = "circles", "tiny", "none"
 ROLES = ("target", "hint", "prompt")
 
 
@@ -57,7 +57,10 @@ class TrainConfig:
     )
     buckets: bool = option(False, DATA, "keep shapes: pictures of like aspect train together")
     crop: str = option(
-        "middle", DATA, "which part of a picture is trained on", choices=("middle", "random")
+        "middle",
+        DATA,
+        "which part of a picture is trained on; random is one of four places, which take turns",
+        choices=("middle", "random"),
     )
     flip: bool = option(False, DATA, "mirror half of the pairs; not for hints with text or sides")
     drop_prompt: float = option(
@@ -65,7 +68,10 @@ class TrainConfig:
     )
     held_out: int = option(16, DATA, "pairs kept out of the training, to be scored", least=0)
     cache: str | None = option(
-        None, DATA, "folder of encoded pictures and prompts, shared by runs; nothing is OUT/cache"
+        None,
+        DATA,
+        "folder of encoded pictures and prompts, shared by runs; nothing is OUT/cache; with none "
+        "everything is encoded each time",
     )
     workers: int = option(1, DATA, "threads that make batches ahead", least=0, most=64)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..hints import HINT_SCALE
+from .batches import PLACES
 from .checkpoints import Checkpoints
-from .config import TrainConfig
+from .config import NONE, TrainConfig
 from .models import TYPES, resolution_of, unet_of
 from .optimizers import bitsandbytes
 from .plan import (
     adherence_of,
+    cache_folder,
     make_net,
     named_annotator,
     open_data,
@@ -20,8 +24,13 @@ from .plan import (
 from .session import device_of, processes
 from .trainables import NOUNS, Trainable
 
+if TYPE_CHECKING:
+    from ..config import UNetConfig
+
 ADAMW_BYTES, EIGHT_BIT_BYTES = 8, 2
 """For each trained number: two averages of four bytes, or of one."""
+TOKENS = 77
+"""Of CLIP; the embedded model's prompts are shorter."""
 GIGA = 1e9
 
 
@@ -39,6 +48,7 @@ def dry_run(config: TrainConfig) -> list[str]:
     training, held_out = split(config, open_data(config, side))
     if annotator is None or training[0].hint is not None:
         training[0].read_hint()
+    followed = adherence_of(config, annotator)
     hints = "stored with the pairs"
     if annotator is not None:
         hints += f", and made by {config.annotator} where there are none"
@@ -51,8 +61,9 @@ def dry_run(config: TrainConfig) -> list[str]:
         f"Net: {NOUNS[config.kind]} on {config.base}, {start}, with {count:,} trained weights.",
         _steps(config, len(training)),
         _memory(config, trainable, count),
-        _disk(config, trainable, count),
-        _evaluations(config, score.title if adherence_of(config, annotator) else None),
+        _disk(config, trainable, count, scored=bool(held_out) and followed is not None),
+        _cache(config, unet.config, side, len(training)),
+        _evaluations(config, score.title if followed else None),
         "Time: not known before the first steps; the history notes the seconds of each.",
         _existing(config),
     ]
@@ -85,17 +96,42 @@ def _memory(config: TrainConfig, trainable: Trainable, count: int) -> str:
     )
 
 
-def _disk(config: TrainConfig, trainable: Trainable, count: int) -> str:
+def _disk(config: TrainConfig, trainable: Trainable, count: int, *, scored: bool) -> str:
+    """What checkpoints and nets take, while one of them more is written."""
     state = ADAMW_BYTES if config.optimizer == "adamw" else EIGHT_BIT_BYTES
-    net = sum(value.numel() for value in trainable.state_dict_to_save().values())
-    one = count * (4 + state + (4 if config.ema else 0)) + net * TYPES[config.save_dtype].itemsize
+    files = (trainable.state_dict_to_save(), trainable.unet_state_dict_to_save() or {})
+    numbers = sum(value.numel() for tensors in files for value in tensors.values())
+    net = numbers * TYPES[config.save_dtype].itemsize
+    one = count * (4 + state + (4 if config.ema else 0)) + net
     written = max(1, -(-config.steps // config.save_every))
-    most = min(config.keep + 1, written) + 1
+    better = -(-config.steps // config.evaluate_every) if scored else 0
+    most = min(config.keep + 1, written + better) + 1
+    nets = 3 if scored else 2
     place = next(folder for folder in Path(config.out).absolute().parents if folder.exists())
     free = shutil.disk_usage(place).free
     return (
-        f"Disk: {written} checkpoints of about {_size(one)} each are written to {config.out}, at "
-        f"most {most} at a time: {_size(most * one)} of {_size(free)} that are free."
+        f"Disk: {written} checkpoints of about {_size(one)} each are written to {config.out}"
+        f"{', and one for each better score' if scored else ''}, at most {most} at a time; with "
+        f"the nets themselves {_size(most * one + nets * net)} of {_size(free)} that are free."
+    )
+
+
+def _cache(config: TrainConfig, unet: UNetConfig, side: int, pairs: int) -> str:
+    """What latents and embeddings take where no two prompts are alike."""
+    folder = cache_folder(config)
+    if folder is None:
+        return "Cache: none; pictures and prompts are encoded each time."
+    rows = config.steps * config.batch_size * config.accumulation * processes()[1]
+    crops = PLACES if config.crop == "random" else 1
+    latents = min(rows, pairs * crops * (2 if config.flip else 1))
+    latent = unet.in_channels * (side // HINT_SCALE) ** 2 * 4
+    texts = pairs if config.drop_prompt < 1 else 0
+    if unet.adm_in_channels:  # SDXL's are kept with the sizes, those of the empty prompt too
+        texts = crops * (texts + (pairs if config.drop_prompt > 0 else 0))
+    text = (TOKENS * (unet.context_dim or 0) + (unet.adm_in_channels or 0)) * 4
+    return (
+        f"Cache: up to {_size(latents * latent + min(rows, texts) * text)} in {folder}, and hints "
+        f"that are made; with cache {NONE} nothing is kept."
     )
 
 

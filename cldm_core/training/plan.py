@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import CldmError
 from ..hooks import named_function
 from .batches import Batches
 from .buckets import aspect_buckets
 from .circles import CirclePairs
-from .config import CIRCLES, TrainConfig, named_columns
+from .config import CIRCLES, NONE, TrainConfig, named_columns
 from .discs import disc_of
 from .evaluate import BATCH, Evaluator, HeldOut
 from .made_hints import make_hint
@@ -104,6 +105,9 @@ def plan_of(
 def open_data(config: TrainConfig, side: int) -> Source:
     """All pairs; raises CldmError where there are none."""
     if config.data == CIRCLES:
+        for name in ("conditioning", "columns"):
+            if getattr(config, name):
+                raise CldmError(f"{name} is given, but {CIRCLES} are drawn: leave it out.")
         return CirclePairs(config.circles, side, config.seed)
     return open_source(
         config.data,
@@ -130,7 +134,10 @@ def split(config: TrainConfig, source: Source) -> tuple[Part, Part]:
     return hold_out(source, config.held_out if config.evaluate_every else 0, config.seed)
 
 
-def cache_folder(config: TrainConfig) -> Path:
+def cache_folder(config: TrainConfig) -> Path | None:
+    """Where is kept what is computed once; None where nothing is."""
+    if config.cache == NONE:
+        return None
     return Path(config.out) / "cache" if config.cache is None else Path(config.cache)
 
 

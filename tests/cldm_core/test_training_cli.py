@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from controlnet_pack.cldm_core import CldmError, load_control
@@ -22,6 +23,7 @@ from controlnet_pack.cldm_core.__main__ import main, make_parser
 from controlnet_pack.cldm_core.training import plan
 from controlnet_pack.cldm_core.training.command import config_of
 from controlnet_pack.cldm_core.training.config import TrainConfig
+from controlnet_pack.cldm_core.training.doctor import Report
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.options import options_of, write_yaml
 from controlnet_pack.cldm_core.training.sources import ListedPairs, open_source
@@ -45,8 +47,9 @@ OTHER: dict[str, Any] = {
     "ema": 0.9,
     "resolution": 128,
     "guidance": 2.5,
+    "checkpointing": False,
 }
-"""Values that aren't the usual ones."""
+"""Values that aren't the usual ones, but for checkpointing: with `lean` false it is refused."""
 
 
 def another(name: str, default: Any) -> Any:
@@ -103,7 +106,7 @@ def test_every_option_is_a_flag_and_a_line_of_yaml(tmp_path: Path) -> None:
     assert from_yaml == from_flags == TrainConfig(**EVERYTHING)
     usual = TrainConfig()
     same = [one.name for one in fields(usual) if getattr(usual, one.name) == EVERYTHING[one.name]]
-    assert not same
+    assert same == ["checkpointing"]
 
 
 def test_flags_count_more_than_the_file(tmp_path: Path) -> None:
@@ -186,7 +189,9 @@ def test_mistakes_in_the_file_are_one_sentence(
         ("--score beauty", "There is no score 'beauty': choose one of edge_f1"),
         ("--resolution 100", "resolution is 100, expected a multiple of 32"),
         ("--init nowhere.safetensors", "There is no file nowhere.safetensors"),
-        ("--circles 8", "16 of 8 pairs were to be held out"),
+        ("--circles 8", "16 of 8 pairs were to be held out (held_out), which leaves none"),
+        ("--columns hint=edges", "columns is given, but circles are drawn: leave it out."),
+        ("--conditioning edges", "conditioning is given, but circles are drawn: leave it out."),
     ],
 )
 def test_mistakes_are_told_before_a_step(
@@ -221,6 +226,7 @@ def test_a_folder_that_cannot_be_written_is_told(
                 "a ControlNet on tiny, from the base's encoder, with 3,009,488 trained weights",
                 "831 of 6 pairs (3 at once x 2 batches x 1 processes), 1.0 times through the data",
                 "2 checkpoints of about",
+                "and one for each better score, at most 4 at a time",
                 "3 times 16 samples of 20 steps, scored by mask IoU",
                 "holds no run yet",
             ),
@@ -228,6 +234,7 @@ def test_a_folder_that_cannot_be_written_is_told(
         ("--kind control_lora --rank 4", ("a Control-LoRA on tiny",)),
         ("--kind lllite --evaluate-every 0", ("a ControlNet-LLLite", "Evaluation: none.")),
         ("--no-sd-locked", ("trained weights",)),
+        ("--cache none", ("Cache: none; pictures and prompts are encoded each time.",)),
     ],
 )
 def test_a_dry_run_says_what_would_happen_and_writes_nothing(
@@ -251,6 +258,44 @@ def test_a_dry_run_reckons_the_memory_that_training_takes() -> None:
     found = next(line for line in dry_run(config) if line.startswith("Memory"))
     expected = (count * (4 + 4 + 8 + 4) + frozen * 4) / 1e9
     assert f"{expected:.2f} GB" in found
+
+
+def test_a_dry_run_reckons_the_disk_that_checkpoints_take(tmp_path: Path) -> None:
+    from controlnet_pack.cldm_core.training.dry_run import dry_run
+
+    config = TrainConfig(sd_locked=False, out=str(tmp_path), steps=1000, evaluate_every=100)
+    net = plan.make_net(config, plan.load_base(config, plan.device_of(config)).pipeline.unet)
+    count = sum(weight.numel() for weight in net.parameters())
+    files = (net.net.state_dict(), net.unet.state_dict())
+    nets = 2 * sum(value.numel() for tensors in files for value in tensors.values())
+    one = count * (4 + 8) + nets
+    found = next(line for line in dry_run(config) if line.startswith("Disk"))
+    assert f"2 checkpoints of about {one / 1e9:.2f} GB each" in found
+    # Two and the best are kept while another one is written; so are the best net and the last.
+    assert (
+        f"at most 4 at a time; with the nets themselves {(4 * one + 3 * nets) / 1e9:.2f}" in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "latents", "texts"),
+    [
+        ({}, 1, 1),
+        ({"flip": True, "crop": "random"}, 8, 1),
+        ({"drop_prompt": 1.0}, 1, 0),
+        ({"steps": 10**4}, 40000 / 49984, 40000 / 49984),
+    ],
+)
+def test_a_dry_run_reckons_the_disk_that_the_cache_takes(
+    tmp_path: Path, options: dict[str, Any], latents: float, texts: float
+) -> None:
+    from controlnet_pack.cldm_core.training.dry_run import dry_run
+
+    usual = {"circles": 50000, "steps": 10**6, "out": str(tmp_path)}
+    found = next(line for line in dry_run(TrainConfig(**{**usual, **options})) if "Cache" in line)
+    width = plan.load_base(TrainConfig(), torch.device("cpu")).pipeline.unet.config.context_dim
+    expected = 49984 * (latents * 4 * 16 * 16 + texts * 77 * width) * 4
+    assert f"up to {expected / 1e9:.2f} GB in {tmp_path / 'cache'}, and hints" in found
 
 
 def draw_discs(folder: Path, count: int = 64) -> None:
@@ -335,6 +380,81 @@ def test_the_command_stops_on_a_signal_and_goes_on(
     assert main(["train", *options, "--resume"]) == 0
     assert f"Going on from step {step}" in capsys.readouterr().out
     assert History(out).series("loss")[-1][0] == step + 1
+
+
+def test_a_refused_resume_leaves_the_settings_of_the_run_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = [*QUICK, "--out", str(out)]
+    assert main(["train", *options, "--steps", "1"]) == 0
+    before = (out / "config.yaml").read_text()
+    assert main(["train", *options, "--kind", "lllite", "--resume"]) == 2
+    assert "started with kind controlnet (now lllite): set it as it was" in capsys.readouterr().err
+    assert (out / "config.yaml").read_text() == before
+
+
+def test_a_run_goes_on_with_its_own_settings_where_no_file_is_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", *QUICK, "--steps", "1", "--lr", "3e-4", "--out", str(out)]) == 0
+    assert main(["train", "--resume", "--out", str(out), "--steps", "2"]) == 0
+    assert "Going on from step 1" in capsys.readouterr().out
+    config = TrainConfig.from_yaml(out / "config.yaml")
+    assert (config.circles, config.steps, config.lr) == (4, 2, 3e-4)
+
+
+def test_a_file_of_settings_in_the_run_s_folder_keeps_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    settings = parsed(*QUICK, "--steps", "1", "--out", tmp_path).to_dict()
+    text = f"# mine\n{yaml.safe_dump(settings)}"
+    path.write_text(text)
+    assert main(["train", str(path)]) == 0
+    assert path.read_text() == text
+    assert main(["train", str(path), "--resume", "--steps", "2"]) == 0
+    assert TrainConfig.from_yaml(path).steps == 2
+
+
+def test_without_a_cache_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *QUICK, "--steps", "1", "--cache", "none", "--out", "out"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (tmp_path / "out" / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--check-pairs", "3"], "9 pairs, 3 of them looked at"),
+        (["--check-pairs", "0"], "9 pairs, all of them looked at"),
+        ([], "9 pairs, all of them looked at"),
+    ],
+)
+def test_how_many_pairs_are_looked_at_can_be_said(
+    capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    data = ["--data", "circles", "--circles", "9", "--resolution", "64"]
+    assert main(["train", *data, "--check", *options]) == 0
+    found = capsys.readouterr().out
+    assert said in found
+    assert ("--check-pairs 0 looks at all of them." in found) == ("3 of them" in said)
+
+
+def test_of_many_pairs_some_thousands_are_looked_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def look(_: Any, __: Any, *, limit: int | None) -> Report:
+        asked.append(limit)
+        return Report(10**6, 5000, ())
+
+    monkeypatch.setattr("controlnet_pack.cldm_core.training.checking.check_data", look)
+    assert main(["train", "--data", "circles", "--check"]) == 0
+    assert asked == [5000]
+    assert main(["train", "--data", "circles", "--check", "--check-pairs", "-1"]) == 2
+    assert "--check-pairs is -1, expected a whole number from 0." in capsys.readouterr().err
 
 
 def test_the_score_follows_from_the_annotator(tmp_path: Path) -> None:

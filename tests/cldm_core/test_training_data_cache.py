@@ -277,3 +277,9 @@ def test_a_filled_cache_needs_no_models(tmp_path):
     for _ in itertools.islice(data.iterate(), 20):
         pass
     assert encoders.pictures == len(encoders.prompts) == len(calls) == 0
+
+
+def test_without_a_cache_there_is_none_to_fill():
+    data = Batches(CirclePairs(2, 64), ToyEncoders(), batch_size=1, resolution=32, seed=1)
+    with pytest.raises(CldmError, match="cache is none, but the models that encode go before"):
+        data.fill_cache()
