@@ -3,6 +3,7 @@
     >>> from annotators import annotate, canny
     >>> hint = canny(picture, low_threshold=50)
     >>> hint = annotate("canny", picture, low_threshold=50)  # the same, by name
+    >>> poses = detect_pose(picture)  # OpenPose JSON, which draw_pose draws
 
 ANNOTATORS is the one registry: nodes, command line and tests are made from its records. An
 annotator is one file with one function and one `ANNOTATOR` record, listed below; every name in it
@@ -22,6 +23,7 @@ from . import (
     _color_grid,
     _depth_anything,
     _dwpose,
+    _face_mesh,
     _grey,
     _hed,
     _inpaint,
@@ -54,7 +56,7 @@ from . import (
     _zoe,
 )
 from .base import Annotator, AnnotatorError, Choice, Flag, Param, Picture, Weights
-from .pose import detect_pose
+from .pose import detect_pose, draw_pose
 from .settings import meant
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "Weights",
     "annotate",
     "detect_pose",
+    "draw_pose",
 ]
 
 _RECORDS: tuple[Annotator, ...] = (
@@ -106,6 +109,7 @@ _RECORDS: tuple[Annotator, ...] = (
     _openpose.ANNOTATOR,
     _dwpose.ANNOTATOR,
     _blazepose.ANNOTATOR,
+    _face_mesh.ANNOTATOR,
     _animal_pose.ANNOTATOR,
     _segments.ANNOTATOR,
     _oneformer.ANNOTATOR,

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from ._openpose import PARTS
-from .base import RGB8, Annotator, Weights, needed
-from .keeper import kept
+from .base import RGB8, Annotator
 from .keypoints import BODY, Frame, Keypoint, Part, Person
 from .pose_blaze import (
     Area,
@@ -26,57 +23,39 @@ from .pose_blaze import (
     whole,
 )
 from .skeleton import draw_all
-from .weights import locate
+from .tflite import Net, Nets, networks, of_wheel
 
-PACKAGE = "mediapipe"
-PAGE = "the wheel (a zip file) of https://pypi.org/project/mediapipe/0.10.21, folder modules,"
-
-
-def _weights(folder: str, name: str, size: int, sha256: str) -> Weights:
-    return Weights(
-        repository="",
-        file=f"{folder}/{name}.tflite",
-        revision="0.10.21",
-        bytes=size,
-        sha256=sha256,
-        licence="Apache-2.0",
-        commercial=True,
-        local_names=(f"{PACKAGE}/modules/{folder}/{name}.tflite", f"{folder}/{name}.tflite"),
-        source=PAGE,
-    )
-
-
-BODY_FINDER = _weights(
+BODY_FINDER = of_wheel(
     "pose_detection",
     "pose_detection",
     2959046,
     "9ba9dd3d42efaaba86b4ff0122b06f29c4122e756b329d89dca1e297fd8f866c",
 )
-BODY_POINTS = _weights(
+BODY_POINTS = of_wheel(
     "pose_landmark",
     "pose_landmark_full",
     6440512,
     "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
 )
-HAND_FINDER = _weights(
+HAND_FINDER = of_wheel(
     "palm_detection",
     "palm_detection_full",
     2339846,
     "1b14e9422c6ad006cde6581a46c8b90dd573c07ab7f3934b5589e7cea3f89a54",
 )
-HAND_POINTS = _weights(
+HAND_POINTS = of_wheel(
     "hand_landmark",
     "hand_landmark_full",
     5478917,
     "11c272b891e1a99ab034208e23937a8008388cf11ed2a9d776ed3d01d0ba00e3",
 )
-FACE_FINDER = _weights(
+FACE_FINDER = of_wheel(
     "face_detection",
     "face_detection_short_range",
     229714,
     "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
 )
-FACE_POINTS = _weights(
+FACE_POINTS = of_wheel(
     "face_landmark",
     "face_landmark",
     1242398,
@@ -100,10 +79,6 @@ _MOUTH = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181, 78, 82, 13, 312, 
 _FACE = (*_JAW, *_BROWS, *_NOSE, *_EYES, *_MOUTH)
 _NOSE_TIP = 30
 
-Net: TypeAlias = Callable[[Floats], list[Floats]]
-"""(H, W, 3) to a network's outputs, each without the axis of the batch."""
-Nets: TypeAlias = Mapping[Weights, Net]
-
 
 def blazepose(
     images: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any
@@ -117,38 +92,8 @@ def detect(
     images: RGB8, *, hands: bool = True, face: bool = True, device: Any = None
 ) -> list[Frame]:
     """Who is in each picture of (N, H, W, 3); always on the CPU."""
-    runtime = needed("ai_edge_litert.interpreter", to_install="ai-edge-litert")
-    paths = {weights: _path(weights) for weights in WEIGHTS}
-
-    def load() -> Nets:
-        return {weights: _net(runtime, path) for weights, path in paths.items()}
-
-    with kept((*map(str, paths.values()),), load, device) as nets:
+    with networks(WEIGHTS, device) as nets:
         return [_frame(image, nets, hands=hands, face=face) for image in images]
-
-
-def _path(weights: Weights) -> Path:
-    """The file of the installed package, or else where weights are looked for."""
-    package = importlib.util.find_spec(PACKAGE)
-    for folder in package.submodule_search_locations or () if package else ():
-        path = Path(folder) / "modules" / weights.file
-        if path.is_file():
-            return path
-    return locate(weights)
-
-
-def _net(runtime: Any, path: Path) -> Net:
-    one = runtime.Interpreter(model_path=str(path))
-    one.allocate_tensors()
-    entry = one.get_input_details()[0]["index"]
-    exits = [detail["index"] for detail in one.get_output_details()]
-
-    def run(pixels: Floats) -> list[Floats]:
-        one.set_tensor(entry, pixels[None])
-        one.invoke()
-        return [one.get_tensor(index)[0] for index in exits]
-
-    return run
 
 
 def _frame(image: RGB8, nets: Nets, *, hands: bool, face: bool) -> Frame:
@@ -171,12 +116,16 @@ def _found(
     strides: Sequence[int],
     *,
     signed: bool = False,
+    least: float = LEAST_SCORE,
 ) -> list[Area]:
-    """The squares that a detector finds in the picture; `signed` inputs go from -1 to 1."""
+    """The squares that a detector finds in the picture, the surest first.
+
+    signed: its inputs go from -1 to 1. least: how sure it has to be, from 0 to 1.
+    """
     square = whole(image)
     pixels = square.out_of(image, side, edge=False) / np.float32(255)
     values, logits = net(pixels * 2 - 1 if signed else pixels)
-    found = detections(values, logits[:, 0], anchors(side, strides), side)
+    found = detections(values, logits[:, 0], anchors(side, strides), side, least)
     areas = []
     for points in found:
         places = square.in_picture(points)
@@ -223,16 +172,26 @@ def _hands(image: RGB8, nets: Nets) -> list[tuple[Part, Area, bool]]:
 
 def _faces(image: RGB8, nets: Nets) -> list[tuple[Part, Area]]:
     found = []
-    areas = _found(image, nets[FACE_FINDER], face_area, 128, (8, 16, 16, 16), signed=True)
-    for area in areas:
+    for mesh, score, area in meshes(image, nets[FACE_FINDER], nets[FACE_POINTS]):
+        eyes = mesh[[*_EYES]].reshape(2, 6, 2).mean(axis=1)
+        found.append((_part(np.vstack([mesh[[*_FACE]], eyes]), score), area))
+    return found
+
+
+def meshes(
+    image: RGB8, finder: Net, net: Net, *, most: int | None = None, least: float = LEAST_SCORE
+) -> Iterator[tuple[Floats, float, Area]]:
+    """Of each face its mesh (468 or more, 2) in pixels, how sure that is, and its square.
+
+    most: how many of the surest faces are looked at; least: how sure the finder has to be.
+    """
+    areas = _found(image, finder, face_area, 128, (8, 16, 16, 16), signed=True, least=least)
+    for area in areas[:most]:
         pixels = area.out_of(image, 192, edge=True) / np.float32(255)
-        values, logit = (output.ravel() for output in nets[FACE_POINTS](pixels))
+        values, logit = (output.ravel() for output in net(pixels))
         score = 1 / (1 + np.exp(-float(logit[0])))
         if score >= LEAST_SCORE:
-            mesh = area.in_picture(values.reshape(-1, 3)[:, :2] / 192)
-            eyes = mesh[[*_EYES]].reshape(2, 6, 2).mean(axis=1)
-            found.append((_part(np.vstack([mesh[[*_FACE]], eyes]), score), area))
-    return found
+            yield area.in_picture(values.reshape(-1, 3)[:, :2] / 192), score, area
 
 
 def _part(places: Floats, score: float) -> Part:

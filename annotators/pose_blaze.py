@@ -80,14 +80,17 @@ def anchors(side: int, strides: Sequence[int]) -> Floats:
     return np.concatenate(grids).astype(np.float32)
 
 
-def detections(values: Floats, logits: Floats, cells: Floats, side: int) -> list[Floats]:
+def detections(
+    values: Floats, logits: Floats, cells: Floats, side: int, least: float = LEAST_SCORE
+) -> list[Floats]:
     """The squares found: for each its points (2 + K, 2) as shares of the input, the surest first.
 
     values: (N, 4 + 2 K), for each cell the box's middle and size and K points, from the cell on.
-    The first two points that come back are the box's middle and its size.
+    The first two points that come back are the box's middle and its size. least: cells that are
+    less sure than this find nothing.
     """
     scores = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-    sure = scores > LEAST_SCORE
+    sure = scores >= least
     found = values[sure].reshape(-1, values.shape[1] // 2, 2) / side
     found[:, 0] += cells[sure]
     found[:, 2:] += cells[sure][:, None]

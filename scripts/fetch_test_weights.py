@@ -61,7 +61,7 @@ PACKAGES = (
         {"package/ONNX/mlsd_512x512_large.onnx": "mlsd_512x512_large.onnx"},
         registry="npm",
     ),
-    # BlazePose, hands, face mesh and selfie segmentation, Apache-2.0; newer wheels lack the files.
+    # BlazePose, hands, faces and selfie segmentation, Apache-2.0; newer wheels lack the files.
     Package(
         "mediapipe",
         "0.10.21",
@@ -75,6 +75,7 @@ PACKAGES = (
                 "mediapipe/modules/hand_landmark/hand_landmark_full.tflite",
                 "mediapipe/modules/face_detection/face_detection_short_range.tflite",
                 "mediapipe/modules/face_landmark/face_landmark.tflite",
+                "mediapipe/modules/face_landmark/face_landmark_with_attention.tflite",
             ),
             "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite": (
                 "selfie_segmentation.tflite"

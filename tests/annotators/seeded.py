@@ -49,7 +49,7 @@ def _stand_in(name: str) -> Seed:
 
 
 LINES = ("hed", "lineart", "lineart_anime", "manga_line", "mlsd", "pidinet", "teed")
-STAND_INS = ("animal_pose", "blazepose", "dwpose", "openpose", "person", "salient")
+STAND_INS = ("animal_pose", "blazepose", "dwpose", "face_mesh", "openpose", "person", "salient")
 
 SEEDED: dict[str, Seed] = {
     "depth_anything": _all("depth_anything", tiny_nets.depth_anything),

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,15 +20,14 @@ from controlnet_pack.annotators import (
     _animal_pose,
     _blazepose,
     _dwpose,
+    _face_mesh,
     _openpose,
     _person,
     keeper,
-    weights,
 )
 from controlnet_pack.annotators.nets import hed, lineart_anime, manga_line
 
 from .pose_scenes import animal_output, simcc_output, yolox_output
-from .test_person import Interpreter
 
 KINDS = 4
 """How many scenes a network of poses may see."""
@@ -120,7 +118,7 @@ def _sessions(
 
 
 def _session(give: Callable[[np.ndarray], list[np.ndarray]]) -> Any:
-    inputs = [SimpleNamespace(name="pixels")]
+    inputs = [SimpleNamespace(name="pixels", shape=["batch", 3, "height", "width"])]
     return SimpleNamespace(
         get_inputs=lambda: inputs, run=lambda names, feed: give(feed[inputs[0].name])
     )
@@ -135,13 +133,7 @@ def salient(patch: pytest.MonkeyPatch) -> None:
 
 
 def person(patch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def kept(key, build, device):
-        yield Interpreter()
-
-    patch.setattr(keeper, "kept", kept)
-    patch.setattr(_person, "needed", lambda *_, **__: None)
-    patch.setattr(weights, "locate", lambda record: Path(record.name))
+    _networks(patch, _person, {_person.WEIGHTS: lambda pixels: [pixels[..., :1]]})
 
 
 def blazepose(patch: pytest.MonkeyPatch) -> None:
@@ -154,13 +146,23 @@ def blazepose(patch: pytest.MonkeyPatch) -> None:
         _blazepose.FACE_POINTS: lambda pixels: _points(pixels, 468, 192),
     }
 
+    _networks(patch, _blazepose, nets)
+
+
+def face_mesh(patch: pytest.MonkeyPatch) -> None:
+    nets = {
+        _face_mesh.FACE_FINDER: _finder(896, 6),
+        _face_mesh.POINTS: lambda pixels: _points(pixels, 478, 192),
+    }
+    _networks(patch, _face_mesh, nets)
+
+
+def _networks(patch: pytest.MonkeyPatch, module: Any, nets: Any) -> None:
     @contextmanager
-    def kept(key, build, device):
+    def networks(records, device, **_):
         yield nets
 
-    patch.setattr(_blazepose, "kept", kept)
-    patch.setattr(_blazepose, "needed", lambda *_, **__: None)
-    patch.setattr(_blazepose, "_path", lambda record: Path(record.name))
+    patch.setattr(module, "networks", networks)
 
 
 _sure = np.ones(1, np.float32)

@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import AnnotatorError, annotate, detect_pose, weights
+from controlnet_pack.annotators import AnnotatorError, annotate, tflite, weights
 from controlnet_pack.annotators import _blazepose as blazepose
 from controlnet_pack.annotators.files import read_picture
 from controlnet_pack.annotators.keypoints import Keypoint, Person
+from controlnet_pack.annotators.pose import poses_in
 from controlnet_pack.annotators.pose_blaze import (
     Area,
     anchors,
@@ -73,6 +74,13 @@ def test_detections_that_overlap_become_one_as_sure_as_they_are():
     assert len(found) == 2
     assert found[0].tolist() == [pytest.approx(one) for one in ([0.8, 0.8], [0.1, 0.1], [0.85] * 2)]
     assert found[1][0].tolist() == pytest.approx([0.208, 0.2], abs=1e-4)
+
+
+def test_how_sure_a_detection_has_to_be():
+    values, cells = np.ones((3, 18), np.float32), points((0.1, 0.1), (0.5, 0.5), (0.9, 0.9))
+    logits = np.array([math.log(3), 0, -2])  # 0.75, 0.5, 0.12
+    found = [len(detections(values, logits, cells, 10, least)) for least in (0.1, 0.5, 0.6, 1)]
+    assert found == [3, 2, 1, 0]
 
 
 def test_nothing_sure_is_nothing():
@@ -151,8 +159,8 @@ def test_without_its_package_it_says_how_to_install_it(monkeypatch):
 
 
 def test_without_weights_it_says_where_they_are(no_network, monkeypatch):
-    monkeypatch.setattr(blazepose, "needed", lambda *_, **__: None)
-    monkeypatch.setattr(blazepose, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(tflite, "needed", lambda *_, **__: None)
+    monkeypatch.setattr(tflite, "PACKAGE", "no_such_package")
     with pytest.raises(AnnotatorError, match=r"pose_detection\.tflite .*pypi\.org/project/media"):
         annotate("blazepose", np.zeros((8, 8, 3), np.uint8))
 
@@ -164,7 +172,7 @@ def real(monkeypatch):
     for record in blazepose.WEIGHTS:
         real_weights.file(f"mediapipe/modules/{record.file}")
     monkeypatch.setattr(weights, "folders", lambda: [real_weights.FOLDER])
-    monkeypatch.setattr(blazepose, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(tflite, "PACKAGE", "no_such_package")
 
 
 @pytest.fixture
@@ -175,7 +183,7 @@ def astronaut():
 @pytest.mark.weights
 def test_astronaut(real, astronaut):
     """Where the eyes, the mouth and the shoulders are was read off the picture."""
-    (frame,) = detect_pose(astronaut, kind="blazepose")
+    (frame,) = poses_in(astronaut, kind="blazepose")
     (one,) = frame.people
     assert one.left_hand == one.right_hand == ()
     for part, index, x, y in (
@@ -192,8 +200,8 @@ def test_astronaut(real, astronaut):
 @pytest.mark.weights
 def test_small_and_turned_pictures_still_have_their_face(real, astronaut):
     quarter = np.ascontiguousarray(np.rot90(astronaut))
-    (upright,) = detect_pose(astronaut, kind="blazepose")
-    found = detect_pose(quarter, kind="blazepose")[0].people
+    (upright,) = poses_in(astronaut, kind="blazepose")
+    found = poses_in(quarter, kind="blazepose")[0].people
     pupil = next(one.face[68] for one in found if one.face)
     expected = upright.people[0].face[68]
     assert (pupil.x, pupil.y) == pytest.approx((expected.y, 511 - expected.x), abs=15)
@@ -202,7 +210,7 @@ def test_small_and_turned_pictures_still_have_their_face(real, astronaut):
 @pytest.mark.weights
 def test_two_hands(real):
     """Where the wrists and the tips of the fingers are was read off the picture."""
-    (frame,) = detect_pose(read_picture(real_weights.file("two_hands.webp")), kind="blazepose")
+    (frame,) = poses_in(read_picture(real_weights.file("two_hands.webp")), kind="blazepose")
     (one,) = frame.people
     for part, index, x, y in (
         (one.right_hand, 0, 115, 335),  # wrist
@@ -217,7 +225,7 @@ def test_two_hands(real):
 @pytest.mark.weights
 def test_whole_body(real):
     """Where the joints are was read off the picture."""
-    (frame,) = detect_pose(read_picture(real_weights.file("whole_body.webp")), kind="blazepose")
+    (frame,) = poses_in(read_picture(real_weights.file("whole_body.webp")), kind="blazepose")
     (one,) = frame.people
     assert None not in one.body
     for index, x, y in (
@@ -235,5 +243,5 @@ def test_whole_body(real):
 
 @pytest.mark.weights
 def test_nobody_in_a_flat_picture(real):
-    (frame,) = detect_pose(np.full((64, 90, 3), 128, np.uint8), kind="blazepose")
+    (frame,) = poses_in(np.full((64, 90, 3), 128, np.uint8), kind="blazepose")
     assert frame.people == ()
