@@ -8,47 +8,34 @@ import cv2
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import AnnotatorError, _person, annotate, keeper, weights
+from controlnet_pack.annotators import AnnotatorError, _person, annotate, tflite, weights
 
 from . import real_weights
 
 
-class Interpreter:
-    """Gives what it was given: its red channel."""
+class Echo:
+    """A network that gives what it was given: its red channel."""
 
-    def get_input_details(self) -> list:
-        return [{"index": 0}]
-
-    def get_output_details(self) -> list:
-        return [{"index": 1}]
-
-    def set_tensor(self, index: int, value: np.ndarray) -> None:
-        self.given = value
-
-    def invoke(self) -> None:
-        self.answer = self.given[..., :1]
-
-    def get_tensor(self, index: int) -> np.ndarray:
-        return self.answer
+    def __call__(self, pixels: np.ndarray) -> list[np.ndarray]:
+        self.given = pixels
+        return [pixels[..., :1]]
 
 
 @pytest.fixture
-def echo(monkeypatch, tmp_path) -> Interpreter:
-    net = Interpreter()
+def echo(monkeypatch) -> Echo:
+    net = Echo()
 
     @contextmanager
-    def kept(key, build, device):
-        yield net
+    def networks(records, device):
+        yield {_person.WEIGHTS: net}
 
-    monkeypatch.setattr(keeper, "kept", kept)
-    monkeypatch.setattr(_person, "needed", lambda *_, **__: None)
-    with weights.given(_person.WEIGHTS, tmp_path / "selfie_segmentation.tflite"):
-        yield net
+    monkeypatch.setattr(_person, "networks", networks)
+    return net
 
 
 def test_network_gets_a_square_from_0_to_1(echo):
     annotate("person", np.full((30, 40, 3), 255, np.uint8))
-    assert echo.given.shape == (1, 256, 256, 3)
+    assert echo.given.shape == (256, 256, 3)
     assert echo.given.dtype == np.float32
     assert echo.given.max() == 1
 
@@ -70,9 +57,31 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_missing_file_is_named_with_where_to_get_it(monkeypatch, no_network):
-    monkeypatch.setattr(_person, "needed", lambda *_, **__: None)
-    with pytest.raises(AnnotatorError, match=r"Get it from https://pypi.org/project/mediapipe/0"):
+    monkeypatch.setattr(tflite, "needed", lambda *_, **__: None)
+    monkeypatch.setattr(tflite, "PACKAGE", "no_such_package")
+    with pytest.raises(
+        AnnotatorError, match=r"Get it from the wheel .* https://pypi.org/project/m"
+    ):
         annotate("person", np.zeros((8, 8, 3), np.uint8))
+
+
+def test_the_file_of_an_installed_mediapipe_is_found(monkeypatch, no_network, tmp_path):
+    path = tmp_path / "mediapipe/modules/selfie_segmentation/selfie_segmentation.tflite"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    (tmp_path / "mediapipe" / "__init__.py").touch()
+    seen = []
+
+    @contextmanager
+    def kept(key, build, device):
+        seen.extend(key)
+        yield {_person.WEIGHTS: Echo()}
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tflite, "needed", lambda *_, **__: None)
+    monkeypatch.setattr(tflite, "kept", kept)
+    annotate("person", np.zeros((8, 8, 3), np.uint8))
+    assert seen == [str(path)]
 
 
 @pytest.mark.weights
