@@ -99,7 +99,9 @@ class TrainConfig:
         pinned=True,
     )
     init: str | None = option(
-        None, MODEL, "net to go on from, any that loads; nothing copies the base's encoder"
+        None,
+        MODEL,
+        "net of this kind to go on from, in any layout; nothing copies the base's encoder",
     )
     rank: int | None = option(
         None,
