@@ -117,5 +117,6 @@ CASES = (
     Case("animal_pose", net=True, lacks=ONNX),
     Case("salient", net=True, lacks=ONNX),
     Case("blazepose", net=True, lacks=TFLITE),
+    Case("face_mesh", net=True, lacks=TFLITE),
     Case("person", net=True, lacks=TFLITE),
 )

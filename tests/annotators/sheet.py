@@ -48,7 +48,7 @@ def cells(photo: Pixels) -> Iterator[tuple[str, Pixels]]:
         ("blazepose", "blazepose", {}),
         ("salient", "salient", {}),
         ("person", "person", {}),
-        ("recolor_luminance", "recolor_luminance", {}),
+        ("face_mesh", "face_mesh", {}),
         ("tile", "tile", {}),
         ("color_grid", "color_grid", {}),
         ("shuffle", "shuffle", {}),

@@ -182,7 +182,7 @@ def test_largest_resolution_is_of_the_largest_square():
 
 ON_PROCESSORS = (
     *("depth_anything", "depth_anything_v2", "midas", "midas_normal", "normal_bae", "oneformer"),
-    *("openpose", "segments", "uniformer", "zoe"),
+    *("segments", "uniformer", "zoe"),
 )
 
 

@@ -148,7 +148,7 @@ def joined(pictures: list[np.ndarray]) -> np.ndarray:
     if not many:
         return np.vstack(cells) if wide else np.hstack(cells)
     columns = -(-len(cells) // 2)
-    cells += [np.zeros_like(cells[0])] * (2 * columns - len(cells))
+    cells += [np.full_like(cells[0], 255)] * (2 * columns - len(cells))
     return np.vstack([np.hstack(cells[:columns]), np.hstack(cells[columns:])])
 
 
