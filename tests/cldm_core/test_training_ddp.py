@@ -1,7 +1,10 @@
 """Two processes train as one does with twice the batch."""
 
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +17,17 @@ from .training_process import VARIANTS
 from .training_runs import SmallBatches, small_config, small_trainable, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    "-m",
+)
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes wrote what they trained."""
     out = tmp_path_factory.mktemp("together")
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    work = ("-m", "tests.cldm_core.training_process", "together", str(out))
-    command = [sys.executable, *launch, *work]
+    command = [*TORCHRUN, "tests.cldm_core.training_process", "together", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out
@@ -68,3 +73,31 @@ def test_one_bad_pair_stops_both_and_is_named_by_both(together: Path) -> None:
     assert said[0] == said[1]
     assert "step 2 is no finite number, with the pairs pair 6, pair 7" in said[0]
     assert (together / "bad" / "checkpoints" / "step-00000001").exists()
+
+
+def test_a_signal_to_torchrun_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [*TORCHRUN, "cldm_core", "train", "--out", str(out)]
+    options = (
+        *("--data", "circles", "--circles", "6", "--resolution", "64", "--batch-size", "1"),
+        *("--held-out", "0", "--save-every", "1000", "--log-every", "1", "--device", "cpu"),
+    )
+    process = subprocess.Popen(
+        [*command, *options, "--steps", "1000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (out / "history.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, wrong = process.communicate()
+    stopped = re.findall(r"Stopped after step (\d+) of 1000", said)
+    assert len(stopped) == 1, wrong
+    step = int(stopped[0])
+    again = [*command, "--resume", "--steps", str(step + 1)]
+    done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"Going on from step {step}" in done.stdout
+    assert History(out).series("loss")[-1][0] == step + 1
