@@ -145,7 +145,6 @@ def keypoint_distance(hint: Array, found: Array) -> float:
 _EDGES = (
     *("canny", "pyracanny", "hed", "pidinet", "teed", "lineart", "lineart_anime"),
     *("lineart_standard", "manga_line", "mlsd", "line_segments", "scribble", "scribble_xdog"),
-    "face_mesh",
 )
 _DEPTHS = ("midas", "depth_anything_v2", "depth_anything", "zoe")
 _MASKS = ("mask", "person", "salient", "threshold", "binary")
@@ -156,6 +155,7 @@ _COLOURS = (
         "color_grid",
         "blur",
         "shuffle",
+        "face_mesh",
         "segments",
         "oneformer",
         "uniformer",
