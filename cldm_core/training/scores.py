@@ -150,19 +150,9 @@ _DEPTHS = ("midas", "depth_anything_v2", "depth_anything", "zoe")
 _MASKS = ("mask", "person", "salient", "threshold", "binary")
 _POSES = ("openpose", "dwpose", "blazepose")
 _COLOURS = (
-    *(
-        "tile",
-        "color_grid",
-        "blur",
-        "shuffle",
-        "face_mesh",
-        "segments",
-        "oneformer",
-        "uniformer",
-        "normal_bae",
-        "midas_normal",
-    ),
-    *("normal_from_depth", "grey", "recolor_luminance", "recolor_intensity", "invert"),
+    *("tile", "color_grid", "blur", "shuffle", "face_mesh", "segments", "oneformer", "uniformer"),
+    *("normal_bae", "midas_normal", "normal_from_depth", "grey", "recolor_luminance"),
+    *("recolor_intensity", "invert"),
 )
 
 SCORES: dict[str, Score] = {
