@@ -12,7 +12,7 @@ from torch import Tensor
 from ..cldm_core.fitting import FITS, RESAMPLINGS, fit_hint, pixel_perfect
 from ..cldm_core.inpainting import CONVENTIONS, inpaint_hint
 from ..cldm_core.masks import without_overshoot
-from .apply import CATEGORY
+from .texts import CATEGORY
 
 HINTS = f"{CATEGORY}/hints"
 SIDES = {"default": 512, "min": 8, "max": 16384, "step": 8}

@@ -98,6 +98,29 @@ def test_root_imports_the_nodes_only_when_asked():
     assert imported(root) - at_once == {"nodes"}
 
 
+def test_the_nodes_ask_what_the_host_lacks_before_they_know_it():
+    # A host without a base class of the adapter must still get the nodes that do without.
+    at_once = known_at_once(ROOT / "nodes" / "__init__.py")
+    assert {"contract.py", "hints.py"} <= {path.name for path in at_once}
+    assert "host" not in {path.parent.name for path in at_once}
+    hosts = {name for path in at_once for name in imported(path, parse(path).body) & HOST}
+    assert hosts == {"comfy_api"}
+
+
+def known_at_once(path: Path, known: frozenset[Path] = frozenset()) -> frozenset[Path]:
+    """The module and those of nodes/ that are imported with it, not later in a function."""
+    known |= {path}
+    for node in parse(path).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            near = [above.with_suffix(".py"), above / "__init__.py"]
+            near += [above / f"{alias.name}.py" for alias in node.names]
+            for other in set(near) - known:
+                if other.is_file() and other.is_relative_to(ROOT / "nodes"):
+                    known |= known_at_once(other, known)
+    return known
+
+
 def test_loads_only_tensors_and_all_of_them(source):
     for call in ast.walk(parse(source)):
         if isinstance(call, ast.Call):
