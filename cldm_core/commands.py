@@ -192,6 +192,7 @@ def _controls(arguments: argparse.Namespace, settings: Settings) -> list[Control
         return []
     if arguments.hint is None:
         raise CldmError("A ControlNet was given without a hint: add --hint PICTURE.")
+    schedule = _schedule(arguments.schedule)
     hint = to_hint(_hint(arguments, settings)).to(device_of(arguments))
     net = open_net(arguments)
     hints = typed(hint, net, arguments)
@@ -206,9 +207,13 @@ def _controls(arguments: argparse.Namespace, settings: Settings) -> list[Control
             mode=arguments.mode,
             curve=arguments.curve,
             blocks=_blocks(arguments.blocks, net),
-            schedule=arguments.schedule and Schedule.parse(arguments.schedule),
+            schedule=schedule,
         )
     ]
+
+
+def _schedule(text: str | None) -> Schedule | None:
+    return None if text is None else Schedule.parse(text)
 
 
 def _blocks(text: str | None, net: ControlModule) -> tuple[float, ...] | None:

@@ -138,6 +138,8 @@ def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--size 0", "0x0: both sides must be multiples of 8, at least 8"),
         ("--guidance nan", "The guidance is nan"),
         ("--seed -1", "The seeds start at -1"),
+        ("--schedule=", "A schedule needs at least one keyframe"),
+        ("--schedule=half", "'half' is no keyframe"),
         ("--annotator os:getcwd", "os:getcwd made no hint of the picture: "),
         ("--annotator .os:getcwd", "'.os:getcwd' can't be used"),
         ("--annotator builtins:type", "builtins:type gave type, expected a picture"),
