@@ -54,11 +54,11 @@ def training_loss(
     clean, added = latents.to(wide), noise.to(wide)
     x = schedule.add_noise(clean, added, timesteps)
     target = schedule.target(clean, added, timesteps, prediction)
-    first = _in_type_of(net, x, context, y, hint)
-    control = net(first[0], None, timesteps, first[1], first[2], hint=first[3])
-    second = _in_type_of(unet, x, context, y)
+    net_x, net_context, net_y, net_hint = _cast_to(net, x, context, y, hint)
+    control = net(net_x, None, timesteps, net_context, net_y, hint=net_hint)
+    unet_x, unet_context, unet_y = _cast_to(unet, x, context, y)
     steering = _steering(control, only_mid_control)
-    predicted = unet(second[0], timesteps, second[1], second[2], **steering)
+    predicted = unet(unet_x, timesteps, unet_context, unet_y, **steering)
     if predicted.shape != target.shape:
         raise ShapeError(
             f"The UNet predicts {tuple(predicted.shape)} for latents {tuple(latents.shape)}: only "
@@ -109,7 +109,7 @@ def _steering(control: Any, only_mid_control: bool) -> dict[str, Any]:
     )
 
 
-def _in_type_of(module: nn.Module, *inputs: Tensor | None) -> tuple[Any, ...]:
+def _cast_to(module: nn.Module, *inputs: Tensor | None) -> tuple[Any, ...]:
     """The inputs in the type of the module's weights; as they are where it has none."""
     types = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
     dtype = next(types, None)
