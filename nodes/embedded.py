@@ -15,7 +15,6 @@ import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.taesd.taesd
 import comfy.utils
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ..cldm_core.checkpoint import read
 from ..cldm_core.pictures import read_picture
 from ..cldm_core.tiny.text import CONFIG, LENGTH
 from .host import log
+from .images import to_image
 
 # Bytes for each pixel and byte of the number type, generously: the host only splits batches by it.
 VAE_BYTES_PER_PIXEL = 300
@@ -190,5 +190,4 @@ def _vae_bytes(pixels: int, dtype: torch.dtype) -> int:
 
 def example_picture() -> Tensor:
     """The picture that comes with the embedded model, as the host's IMAGE (1, 128, 128, 3)."""
-    picture = read_picture(tiny.EXAMPLE)
-    return torch.from_numpy(picture.astype(np.float32) / 255)[None]
+    return to_image([read_picture(tiny.EXAMPLE)])

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
 from comfy_api.v0_0_2 import io, ui
 from torch import Tensor
 
 from ..cldm_core.record import ControlRecord
 from .host import HostControl, HostForeign
+from .images import to_image, to_pictures
 from .texts import CATEGORY, shows_text, text_result
 
 RECORD = "CLDM_RECORD"
@@ -157,25 +156,11 @@ class ControlInspector(io.ComfyNode):
         # What draws is imported when it is needed: the start of the host is short.
         from ..cldm_core.sheets import heat_sheet, strength_plot
 
-        picture = None if image is None else as_picture(image)
-        images = [
-            as_image(sheet)
-            for sheet in (heat_sheet(record, picture=picture, net=net), strength_plot(record))
-        ]
+        picture = None if image is None else to_pictures(image[:1])[0]
+        sheets = (heat_sheet(record, picture=picture, net=net), strength_plot(record))
+        images = [to_image([sheet]) for sheet in sheets]
         shown = [one for batch in images for one in ui.PreviewImage(batch, cls=cls).values]
         return io.NodeOutput(*images, ui={"images": shown})
-
-
-def as_image(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-    """A picture (H, W, 3), uint8, as the host's IMAGE."""
-    return torch.from_numpy(picture.astype(np.float32) / 255)[None]
-
-
-def as_picture(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The first of the host's IMAGE (B, H, W, C) as a picture (H, W, 3), uint8."""
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    pixels = (image[0, ..., :3].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return pixels
 
 
 INSPECTOR_NODES: list[type[io.ComfyNode]] = [RecordControl, ControlInspector]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-import numpy as np
-import torch
 from torch import Tensor
 
 from ...cldm_core import CldmError
@@ -21,6 +18,7 @@ from ...cldm_core.training.doctor import check, looked_at
 from ...cldm_core.training.pairs import FilePicture, Pair, held_picture
 from ...cldm_core.training.plan import Maker, cut_pair
 from ...cldm_core.training.sources import Source, expanded, open_source, shard_files
+from ..images import to_image, to_pictures
 from .interrupts import Interrupts, Uninterrupted, checked_progress
 
 RUNS = "controlnet_training"
@@ -30,17 +28,6 @@ SHARDS = f"{RUNS}/.cache"
 LOOKED_AT = 2000
 """Pairs that the report of a data set is made of."""
 SHOWN = 4
-
-
-def to_pictures(image: Tensor) -> list[Any]:
-    """The host's IMAGE (B, H, W, C) in [0, 1] as uint8 RGB pictures."""
-    scaled = (image[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return [np.ascontiguousarray(one) for one in scaled.cpu().numpy()]
-
-
-def to_images(pictures: Sequence[Any]) -> Tensor:
-    """Pictures of one size as the host's IMAGE."""
-    return torch.from_numpy(np.stack(pictures).astype(np.float32) / 255)
 
 
 def draw_circles(count: int, side: int) -> Source:
@@ -121,7 +108,7 @@ def look_through(source: Source, annotator: Maker | None, side: int) -> tuple[st
     cut = _first_pairs(source, side, maker)
     if not cut:
         raise CldmError(report)
-    pictures, hints = map(to_images, zip(*cut, strict=True))
+    pictures, hints = map(to_image, zip(*cut, strict=True))
     return report, pictures, hints
 
 

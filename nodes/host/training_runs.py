@@ -13,7 +13,8 @@ from ...cldm_core.pictures import read_picture
 from ...cldm_core.training.checkpoints import PREFIX
 from ...cldm_core.training.history import FILE as HISTORY
 from ...cldm_core.training.reports import PLOT, SHEET
-from .training_data import RUNS, to_images
+from ..images import to_image
+from .training_data import RUNS
 
 
 def run_folder(name: str, *, resume: bool = False) -> Path:
@@ -70,7 +71,7 @@ def require_run(folder: Path) -> None:
 def run_pictures(folder: Path) -> tuple[Tensor, Tensor]:
     """Plot and samples of a run; black where there are none yet."""
     plot, samples = (
-        to_images([read_picture(folder / name)])
+        to_image([read_picture(folder / name)])
         if (folder / name).exists()
         else torch.zeros(1, 64, 64, 3)
         for name in (PLOT, SHEET)
