@@ -108,6 +108,12 @@ def test_the_python_example_uses_names_that_exist() -> None:
         assert alias.name in cldm_core.__all__
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_names_of_the_core_that_a_page_gives_are_public(page: str) -> None:
+    named = re.findall(r"`cldm_core\.([A-Z]\w+|\w+(?=\())", text(page))
+    assert set(named) <= set(cldm_core.__all__)
+
+
 def test_public_names_are_sorted_and_there() -> None:
     names = cldm_core.__all__
     constants = [name for name in names if name.isupper() or name[:2] == "SD"]
