@@ -70,9 +70,8 @@ def ours(config: Any, device: torch.device, half: bool, checkpointing: bool, lea
     """A ControlNet by training_loss; in half precision as accelerate runs it."""
     unet = filled(lambda: ControlledUNet(config), device, torch.bfloat16 if half else None)
     net = filled(lambda: ControlNet(ControlNetConfig(config)), device)
-    trainable = make_trainable(
-        "controlnet", unet, init=net, checkpointing=checkpointing, lean_layers=lean_
-    )
+    trainable = make_trainable("controlnet", unet, init=net, checkpointing=checkpointing)
+    trainable = trainable if lean_ else trainable.plain()
     wrapped = Autocast(trainable.net, device) if half else trainable.net
     schedule = NoiseSchedule()
 

@@ -154,11 +154,12 @@ class TrainConfig:
     checkpointing: bool = option(
         False, SPEED, "compute activations twice instead of keeping them: less memory, more time"
     )
-    lean: bool = option(
-        True,
+    layers: str = option(
+        "auto",
         SPEED,
-        "layers that keep a third of what PyTorch's keep, and compute a little twice for it; false "
-        "is for GPUs with memory to spare",
+        "lean keeps a third of what PyTorch's own (plain) keep, and computes a little twice for "
+        "it; auto is plain on a CUDA GPU that has room for it, else lean",
+        choices=("auto", "lean", "plain"),
     )
 
     out: str = option("output/training", SAVING, "folder of everything that the run writes")
@@ -193,9 +194,9 @@ class TrainConfig:
             raise CldmError(
                 f"rank is {self.rank} and kind is controlnet, which has none: leave it out."
             )
-        if self.checkpointing and not self.lean:
+        if self.checkpointing and self.layers == "plain":
             raise CldmError(
-                "checkpointing is true and lean is false, but one saves memory and the other "
+                "checkpointing is true and layers is plain, but one saves memory and the other "
                 "spends it: leave one of them out."
             )
         named_columns(self.columns)

@@ -10,8 +10,9 @@ from ..hints import HINT_SCALE
 from .batches import PLACES
 from .checkpoints import Checkpoints
 from .config import NONE, TrainConfig
+from .layers import TOKENS
 from .models import TYPES, resolution_of, unet_of
-from .optimizers import bitsandbytes
+from .optimizers import STATE_BYTES, bitsandbytes
 from .plan import (
     adherence_of,
     cache_folder,
@@ -27,10 +28,6 @@ from .trainables import NOUNS, Trainable
 if TYPE_CHECKING:
     from ..config import UNetConfig
 
-ADAMW_BYTES, EIGHT_BIT_BYTES = 8, 2
-"""For each trained number: two averages of four bytes, or of one."""
-TOKENS = 77
-"""Of CLIP; the embedded model's prompts are shorter."""
 GIGA = 1e9
 
 
@@ -87,7 +84,7 @@ def _memory(config: TrainConfig, trainable: Trainable, count: int) -> str:
         for weight in trainable.unet.parameters()
         if not weight.requires_grad
     )
-    state = ADAMW_BYTES if config.optimizer == "adamw" else EIGHT_BIT_BYTES
+    state = STATE_BYTES[config.optimizer]
     trained = count * (4 + 4 + state + (4 if config.ema else 0))
     return (
         f"Memory: {_size(frozen + trained)} for the frozen UNet, the trained weights, their "
@@ -98,7 +95,7 @@ def _memory(config: TrainConfig, trainable: Trainable, count: int) -> str:
 
 def _disk(config: TrainConfig, trainable: Trainable, count: int, *, scored: bool) -> str:
     """What checkpoints and nets take, while one of them more is written."""
-    state = ADAMW_BYTES if config.optimizer == "adamw" else EIGHT_BIT_BYTES
+    state = STATE_BYTES[config.optimizer]
     files = (trainable.state_dict_to_save(), trainable.unet_state_dict_to_save() or {})
     numbers = sum(value.numel() for tensors in files for value in tensors.values())
     net = numbers * TYPES[config.save_dtype].itemsize

@@ -41,12 +41,15 @@ def lean(net: M, *, checkpointing: bool = False) -> M:
     those with hooks, and dropout at work are computed as they are. checkpointing: whether blocks
     with anything to train in or before them are computed twice, for the sake of memory.
     """
-    return _view(net, CHECKPOINTED if checkpointing else LEAN)
+    return _view(net, CHECKPOINTED if checkpointing else LEAN, HINT_LAYERS)
 
 
 def plain(net: M) -> M:
-    """A view of a UNet or control net in the layers that it has; as in `lean`, the net stays."""
-    return _view(net, {})
+    """A view of what `lean` gave, or of any net, in PyTorch's own layers; as there, it stays.
+
+    They keep more for the backward pass and compute nothing twice.
+    """
+    return _view(net, PLAIN, PLAIN)
 
 
 class LeanConv2d(nn.Conv2d):
@@ -195,16 +198,19 @@ CHECKPOINTED: Swaps = {
 }
 HINT_LAYERS: Swaps = {nn.Sequential: CheckpointedSequential}
 """Without its convolutions' class: a net tells from the first one's what type it reads."""
+PLAIN: Swaps = {
+    own: layer for swaps in (LEAN, CHECKPOINTED, HINT_LAYERS) for layer, own in swaps.items()
+}
 
 
-def _view(module: M, swaps: Swaps) -> M:
+def _view(module: M, swaps: Swaps, hint_swaps: Swaps) -> M:
     """The same module tree once more, over the very same dictionaries of parameters."""
     view = copy.copy(module)
     view.__class__ = swaps.get(type(module), type(module))  # type: ignore[assignment]
     view._modules = {
         name: None
         if child is None
-        else _view(child, HINT_LAYERS if swaps and name == HINT_ENCODER else swaps)
+        else _view(child, hint_swaps if name == HINT_ENCODER else swaps, hint_swaps)
         for name, child in module._modules.items()
     }
     return view

@@ -14,6 +14,8 @@ from .config import TrainConfig
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2}
+"""For each trained number: two averages of four bytes, or of one."""
 
 
 def make_optimizer(

@@ -154,7 +154,6 @@ def make_net(config: TrainConfig, unet: ControlledUNet) -> Trainable:
             only_mid_control=config.only_mid_control,
             rank=None if config.init is not None else config.rank,
             checkpointing=config.checkpointing,
-            lean_layers=config.lean,
         )
     # Only now, so that a new net starts from all digits of the file.
     trainable.unet.to(unet_type(config))

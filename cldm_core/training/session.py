@@ -18,6 +18,7 @@ from ..errors import CheckpointMismatch, CldmError
 from .checkpoints import Checkpoints, Saved
 from .config import TrainConfig, pinned_differences
 from .ema import Ema
+from .layers import in_layers
 from .optimizers import make_optimizer
 from .saving import save_net, save_unet
 
@@ -111,11 +112,12 @@ class Session:
     def __init__(
         self, trainable: Trainable, config: TrainConfig, accelerator: Accelerator, out: Path
     ) -> None:
-        self.trainable, self.config, self.accelerator = trainable, config, accelerator
-        self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
         device = accelerator.device
         trainable.unet.to(device)
         trainable.net.to(device)
+        trainable = in_layers(trainable, config, accelerator)
+        self.trainable, self.config, self.accelerator = trainable, config, accelerator
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
         self.weights = {
             f"{part}.{name}": parameter
             for part, module in (("net", trainable.net), ("unet", trainable.unet))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -58,6 +57,10 @@ class Trainable:
         both: tuple[nn.Module, ...] = (self.net, self.unet)
         return [weight for module in both for weight in module.parameters() if weight.requires_grad]
 
+    def plain(self) -> Trainable:
+        """The same weights in PyTorch's own layers, which keep more and compute nothing twice."""
+        return replace(self, unet=plain(self.unet), net=plain(self.net))
+
     def state_dict_to_save(self) -> dict[str, Tensor]:
         """The net's weights as files have them, which load_control reads back.
 
@@ -93,7 +96,6 @@ def make_trainable(
     only_mid_control: bool = False,
     rank: int | None = None,
     checkpointing: bool = False,
-    lean_layers: bool = True,
     hint_channels: int = 3,
 ) -> Trainable:
     """What is trained of a net of this kind on this UNet, and the rest frozen.
@@ -106,8 +108,7 @@ def make_trainable(
     learning rate. only_mid_control: the net's zero convolutions of the skip connections are zero
     and don't train, in an `init` too, so that the net steers as it was trained. rank: of a new
     Control-LoRA (128), width of a new LLLite (64). checkpointing: blocks are computed twice, which
-    takes less memory. lean_layers: False has PyTorch's own layers, which keep more for the backward
-    pass and compute nothing twice.
+    takes less memory.
 
     The UNet's weights are shared, not copied: this sets which of them require gradients, and with
     sd_locked=False training changes them. A net in half precision becomes fp32. New numbers are
@@ -131,15 +132,14 @@ def make_trainable(
         skips: Any = net.zero_convs
         for weight in skips.parameters():
             weight.requires_grad_(False).zero_()
-    view = partial(lean, checkpointing=checkpointing) if lean_layers or checkpointing else plain
     unet.requires_grad_(False)
     if not sd_locked:
         unet.output_blocks.requires_grad_(True)
         unet.out.requires_grad_(True)
     return Trainable(
         kind,
-        view(unet).train(not sd_locked),
-        view(net).train(),
+        lean(unet, checkpointing=checkpointing).train(not sd_locked),
+        lean(net, checkpointing=checkpointing).train(),
         only_mid_control,
         sd_locked,
     )

@@ -66,21 +66,24 @@ def test_a_new_net_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lean_layers_can_be_left_out(kind):
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_lean_layers_can_be_left_out(kind, checkpointing):
+    torch.manual_seed(1)
+    unet = unet_of()
+    classes = [type(module) for module in unet.modules()]
+    made = make_trainable(kind, unet, checkpointing=checkpointing)
     found = []
-    for lean_layers in (True, False):
-        torch.manual_seed(1)
-        unet = unet_of()
-        trainable = make_trainable(kind, unet, lean_layers=lean_layers)
-        classes = [type(module) for module in unet.modules()]
+    for trainable in (made, made.plain()):
         with kept(trainable.unet, trainable.net) as saved:
             loss = step_of().loss(trainable.unet, trainable.net)
         loss.backward()
         alike = classes == [type(module) for module in trainable.unet.modules()]
-        found.append((alike, saved.bytes, loss.item(), gradients(trainable.net)))
-    (lean, few, loss, leaned), (plain, many, same, gradient) = found
+        leaves = {type(m).__module__ for m in trainable.net.modules() if not list(m.children())}
+        found.append((alike, leaves, saved.bytes, loss.item(), gradients(trainable.net)))
+    (lean, _, few, loss, leaned), (plain, leaves, many, same, gradient) = found
     assert plain
     assert not lean
+    assert not any("lean" in module for module in leaves)
     assert few < many
     assert loss == same
     assert leaned.keys() == gradient.keys()

@@ -47,9 +47,9 @@ OTHER: dict[str, Any] = {
     "ema": 0.9,
     "resolution": 128,
     "guidance": 2.5,
-    "checkpointing": False,
+    "layers": "lean",
 }
-"""Values that aren't the usual ones, but for checkpointing: with `lean` false it is refused."""
+"""Values that aren't the usual ones."""
 
 
 def another(name: str, default: Any) -> Any:
@@ -106,7 +106,7 @@ def test_every_option_is_a_flag_and_a_line_of_yaml(tmp_path: Path) -> None:
     assert from_yaml == from_flags == TrainConfig(**EVERYTHING)
     usual = TrainConfig()
     same = [one.name for one in fields(usual) if getattr(usual, one.name) == EVERYTHING[one.name]]
-    assert same == ["checkpointing"]
+    assert same == []
 
 
 def test_flags_count_more_than_the_file(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ WRONG = [
     ("annotator: canny", "annotator is 'canny', expected MODULE:FUNCTION"),
     ("columns: edges", "columns is 'edges', expected ROLE=NAME with a role of target, hint"),
     ("kind: lllite\nonly_mid_control: true", "a ControlNet-LLLite steers nothing in the middle"),
-    ("checkpointing: true\nlean: false", "checkpointing is true and lean is false, but"),
+    ("checkpointing: true\nlayers: plain", "checkpointing is true and layers is plain, but"),
     ("learning_rate: 1", "There is no option 'learning_rate': docs/training.md has all of them."),
     ("batchsize: 1", "There is no option 'batchsize': did you mean batch_size?"),
     ("- lr", "holds list, expected lines such as ema: 0.9999."),

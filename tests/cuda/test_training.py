@@ -1,6 +1,8 @@
 """Training on a GPU: lean layers against plain ones, and against the CPU."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,8 @@ from controlnet_pack.cldm_core import (
     ControlNetConfig,
     NoiseSchedule,
 )
-from controlnet_pack.cldm_core.training import lean, make_trainable, training_loss
+from controlnet_pack.cldm_core.training import layers, lean, make_trainable, training_loss
+from controlnet_pack.cldm_core.training.config import TrainConfig
 
 pytestmark = pytest.mark.cuda
 
@@ -134,3 +137,16 @@ def test_every_kind_trains(kind):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_a_run_tries_which_layers_have_room(monkeypatch):
+    accelerator: Any = SimpleNamespace(
+        device=torch.device("cuda"), autocast=nullcontext, num_processes=1
+    )
+    trainable = make_trainable("controlnet", nets(TINY)[0])
+    before = torch.cuda.memory_allocated()
+    for part, fits in ((0.8, True), (1e-6, False)):
+        monkeypatch.setattr(layers, "PART", part)
+        assert layers.has_room(trainable.plain(), TrainConfig(), accelerator) == fits
+        assert torch.cuda.memory_allocated() - before < 10e6
+        assert (layers.in_layers(trainable, TrainConfig(), accelerator) is trainable) != fits
