@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..cldm_core import CldmError
 from .host import (
     NEGATIVE,
     NO_MASK,
@@ -169,7 +170,7 @@ def with_hint(
     vae, mask: for nets of the host's own families whose hint is a latent.
     """
     if window[0] > window[1]:
-        raise ValueError(
+        raise CldmError(
             f"start_percent is {window[0]:g}, behind end_percent, which is {window[1]:g}: lower "
             f"the first or raise the second."
         )
@@ -177,7 +178,7 @@ def with_hint(
     if mask is None:
         return control.set_cond_hint(hint, strength, window, vae=vae)
     if not isinstance(control, HostForeign):
-        raise ValueError(NO_MASK)
+        raise CldmError(NO_MASK)
     hint, kept = control.with_mask(hint, mask)
     return control.set_cond_hint(hint, strength, window, vae=vae, extra_concat=kept)
 
@@ -328,7 +329,7 @@ class PatchModel(io.ComfyNode):
         options: Settings | None = None,
     ) -> io.NodeOutput:
         if not isinstance(control_net, HostControl):
-            raise ValueError(
+            raise CldmError(
                 "This control net was loaded by ComfyUI's own loader, and only Apply ControlNet "
                 "takes such nets: use that, or load the file with Load ControlNet (CLDM) if it is "
                 "for SD 1.5, 2.1 or SDXL."

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..cldm_core import CldmError
 from ..cldm_core.fitting import FITS, RESAMPLINGS, fit_hint, pixel_perfect
 from ..cldm_core.inpainting import CONVENTIONS, inpaint_hint
 from ..cldm_core.masks import without_overshoot
@@ -193,7 +194,7 @@ def numbers_in(values: Any) -> Iterator[float]:
     elif isinstance(values, int | float) and math.isfinite(values):
         yield float(values)
     else:
-        raise ValueError(
+        raise CldmError(
             f"The list holds {values!r}, expected finite numbers: connect a list of floats."
         )
 

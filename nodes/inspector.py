@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io, ui
 from torch import Tensor
 
+from ..cldm_core import CldmError
 from ..cldm_core.record import ControlRecord
 from .host import HostControl, HostForeign
 from .images import to_image, to_pictures
@@ -47,7 +48,7 @@ class RecordControl(io.ComfyNode):
         recorder = Recorder(record)
         sides = [[recorder.entry(entry) for entry in side] for side in (positive, negative)]
         if not recorder.titles:
-            raise ValueError(
+            raise CldmError(
                 "There is no control of this pack on these prompts, and only those are recorded: "
                 "put Apply ControlNet (CLDM) in front, with a strength above 0."
             )

@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
-from ..cldm_core import UnsupportedCheckpoint, extract_control_lora, transfer
+from ..cldm_core import CldmError, UnsupportedCheckpoint, extract_control_lora, transfer
 from ..cldm_core.checkpoint import Checkpoint, as_checkpoint, convert
 from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Layout | None] = {"original": None, "diffusers": "diffusers"}
 def weights_of(control_net: Any, name: str) -> Checkpoint:
     """The weights of a CONTROL_NET of this pack, with the metadata of its file and its settings."""
     if not isinstance(control_net, HostControl):
-        raise ValueError(
+        raise CldmError(
             f"The {name} control net was loaded by ComfyUI's own loader, and this node works on "
             f"nets for SD 1.5, 2.1 and SDXL: load it with Load ControlNet (CLDM)."
         )

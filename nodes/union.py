@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from ..cldm_core import CldmError
 from ..cldm_core.union import control_type_names
 from .apply import hint_input
 from .host import HostUnion
@@ -35,7 +36,7 @@ def type_name(control_type: str) -> str:
 def union_of(control_net: Any) -> HostUnion:
     """The CONTROL_NET, if it is a union ControlNet of this pack."""
     if not isinstance(control_net, HostUnion):
-        raise ValueError(
+        raise CldmError(
             "This control net knows no control types: they are for union ControlNets that were "
             "loaded by Load ControlNet (CLDM). Connect such a net, or leave this node out."
         )

@@ -121,6 +121,13 @@ def known_at_once(path: Path, known: frozenset[Path] = frozenset()) -> frozenset
     return known
 
 
+def test_what_a_node_refuses_is_an_error_of_the_core():
+    for path in (ROOT / "nodes").rglob("*.py"):
+        raised = [node.exc for node in ast.walk(parse(path)) if isinstance(node, ast.Raise)]
+        names = {ast.unparse(exc.func) for exc in raised if isinstance(exc, ast.Call)}
+        assert "ValueError" not in names, path.name
+
+
 def test_loads_only_tensors_and_all_of_them(source):
     for call in ast.walk(parse(source)):
         if isinstance(call, ast.Call):
