@@ -1,4 +1,4 @@
-"""A control of a sampling without a host: a net with its hint, and how it acts."""
+"""One control of a standalone sampling: a net, its hint, and how it acts."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ Hint = Tensor | Mapping[ControlType, Tensor]
 class Control:
     """A net of any family with its hint, and how it acts.
 
-    hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture; for a union ControlNet
-    one or several by their types. strength scales what the net adds. `start` and `end` are shares
-    of the steps in [0, 1]: the control acts on the steps that begin at `start` or later and before
-    `end`, so 0.5 to 1.0 is the second half with the last step. schedule: factors of the strength,
-    by the share of the steps at which a step begins.
-
-    mode and curve: see `modes.weights_for`; with `control` the unconditional side is left without
-    control, and a net with global_average_pooling leaves it so always, as its author says. blocks:
-    weights of the residuals as `weigh` takes them, in place of the mode's. guess_mode: the
-    original's, which is the mode `control` with the original's formula over as many residuals as
-    the net has. mask: (M, H, W) in [0, 1], where the control acts; M 1 or one for each picture.
+    - net: what `nets.ControlNetLike` describes.
+    - hint: (B, hint_channels, 8h, 8w) in [0, 1], B 1 or one for each picture; for a union
+      ControlNet one or several by their types.
+    - strength: a factor of what the net adds.
+    - start, end: shares of the steps in [0, 1]. The control acts on the steps that begin at `start`
+      or later and before `end`, so 0.5 to 1.0 is the second half with the last step.
+    - guess_mode: the unconditional side is left without control, and the finer blocks are weakened
+      by the original's formula over as many residuals as the net has.
+    - mode, curve: as `modes.weights_for` takes them; with `control` the unconditional side is left
+      without control. A net with global_average_pooling always leaves it so, as its author says.
+    - blocks: weights of the residuals as `weigh` takes them, in place of the mode's.
+    - schedule: factors of the strength, by the share of the steps at which a step begins.
+    - mask: (M, H, W) in [0, 1], where the control acts; M 1 or one for each picture.
 
     Raises ShapeError or CldmError where the hint, a number or the mask doesn't fit, or where the
     net has no such mode.
@@ -115,8 +117,7 @@ class Control:
 
     @property
     def _one_sided(self) -> bool:
-        config = getattr(self.net, "config", None)
-        pooled = getattr(config, "global_average_pooling", False)
+        pooled = getattr(self.net, "pooled", False)  # a wrapper may not say
         return pooled or self.guess_mode or self.mode == "control"
 
     @property
@@ -125,7 +126,7 @@ class Control:
         if self.blocks is not None:
             return self.blocks
         if self.guess_mode:
-            return guess_mode_scales(1.0, len(self.net.zero_convs) + 1)
+            return guess_mode_scales(1.0, len(weights_for(self.net, "balanced")))
         return None if self.mode == "balanced" else weights_for(self.net, self.mode, self.curve)
 
     def evaluate(

@@ -34,6 +34,26 @@ class ControlEncoder(Encoder):
         self.input_hint_block = hint_encoder(config.hint_channels, config.unet.model_channels, ops)
         self.middle_block_out = zero_conv(self.block_channels[-1], ops)
 
+    @property
+    def residual_count(self) -> int:
+        """One for each of the encoder's blocks, and the middle's."""
+        return len(self.zero_convs) + 1
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the residuals are averaged over the picture."""
+        return self.control_config.global_average_pooling
+
+    @property
+    def context_dim(self) -> int | None:
+        """How wide the texts are that it reads, None where it reads none."""
+        return self.unet_config.context_dim
+
+    @property
+    def hint_channels(self) -> int:
+        """How many channels the hints have."""
+        return self.control_config.hint_channels
+
     def encode_picture(self, hint: Tensor) -> Tensor:
         """Features (B, model_channels, h, w) of a hint; raises ShapeError where it doesn't fit."""
         check_hint(hint, self.control_config.hint_channels)

@@ -28,7 +28,7 @@ class ControlLDM(nn.Module):
         self.model = nn.ModuleDict({"diffusion_model": unet})
         self.control_model = control_model
         self.only_mid_control = only_mid_control
-        self.control_scales: Sequence[float] = (1.0,) * (len(control_model.zero_convs) + 1)
+        self.control_scales: Sequence[float] = (1.0,) * control_model.residual_count
 
     @property
     def diffusion_model(self) -> ControlledUNet:
@@ -40,7 +40,7 @@ class ControlLDM(nn.Module):
         Guess mode also wants the unconditional side evaluated without a hint: leave "c_concat" out
         of its `cond`.
         """
-        count = len(self.control_model.zero_convs) + 1
+        count = self.control_model.residual_count
         self.control_scales = (
             guess_mode_scales(strength, count) if guess_mode else (strength,) * count
         )

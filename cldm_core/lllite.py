@@ -248,12 +248,21 @@ class ControlLLLite(nn.Module):
     kohya-ss/sd-scripts).
     """
 
+    residual_count = 0
+    pooled = False
+    context_dim = None
+
     def __init__(self, config: LLLiteConfig, ops: Any = nn, *, attention: Attention = sdpa) -> None:
         """`attention` is there for the sake of the families' common shape: this one has none."""
         super().__init__()
         self.config = config
         for part in config.modules:
             self.add_module(part.key, LLLiteModule(part, config.hint_channels, ops))
+
+    @property
+    def hint_channels(self) -> int:
+        """How many channels the hints have."""
+        return self.config.hint_channels
 
     def parts(self) -> dict[str, LLLiteModule]:
         """The modules by the path of their projection."""

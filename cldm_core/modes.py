@@ -8,10 +8,9 @@ conditional one alone.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .errors import CldmError
 from .lllite import ControlLLLite
+from .nets import ControlNetLike
 from .residuals import guess_mode_scales
 from .t2i_adapter import T2IAdapter
 
@@ -67,7 +66,7 @@ def block_weights(mode: str, family: str, curve: str) -> tuple[float, ...]:
     return guess_mode_scales(1.0, _COUNTS["sd15"])[:count]
 
 
-def weights_for(net: Any, mode: str, curve: str = AUTO) -> tuple[float, ...]:
+def weights_for(net: ControlNetLike, mode: str, curve: str = AUTO) -> tuple[float, ...]:
     """The factor of each of a net's residuals, in the order of `weigh`.
 
     `auto` takes the original's curve for ControlNets of SD 1.5's and 2.1's depth, and a1111's for
@@ -99,7 +98,7 @@ def weights_for(net: Any, mode: str, curve: str = AUTO) -> tuple[float, ...]:
     return _of_other_depth(mode, curve, count)
 
 
-def family_of(net: Any) -> str | None:
+def family_of(net: ControlNetLike) -> str | None:
     """The name in FAMILIES of a net's weights, None for LLLites and nets of another depth.
 
     It tells by the count of residuals and, between SD 1.5 and 2.1, the width of the text.
@@ -109,17 +108,16 @@ def family_of(net: Any) -> str | None:
         name = "t2i_xl" if net.config.kind == "xl" else "t2i"
         return name if count == _COUNTS[name] else None
     if count == _COUNTS["sd15"]:
-        width = getattr(getattr(net, "unet_config", None), "context_dim", None)
+        width = getattr(net, "context_dim", None)
         return "sd21" if width == _SD21_TEXT else "sd15"
     return "sdxl" if count == _COUNTS["sdxl"] else None
 
 
-def _count(net: Any) -> int | None:
-    """How many residuals a net gives, None where it doesn't show."""
-    if isinstance(net, T2IAdapter):
-        return len(net.config.channels)
-    zero_convs = getattr(net, "zero_convs", None)
-    return None if zero_convs is None else len(zero_convs) + 1
+def _count(net: ControlNetLike) -> int | None:
+    """How many residuals a net gives, None where a wrapper shows neither that nor its layers."""
+    if hasattr(net, "zero_convs"):
+        return len(net.zero_convs) + 1
+    return getattr(net, "residual_count", None)
 
 
 def _of_other_depth(mode: str, curve: str, count: int) -> tuple[float, ...]:

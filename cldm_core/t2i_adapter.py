@@ -126,6 +126,9 @@ class T2IAdapter(nn.Module):
     state_dict() keys are those of the original's files.
     """
 
+    pooled = False
+    context_dim = None
+
     def __init__(
         self, config: AdapterConfig, ops: Any = nn, *, attention: Attention = sdpa
     ) -> None:
@@ -137,6 +140,16 @@ class T2IAdapter(nn.Module):
         else:
             self.body = nn.ModuleList(_res_blocks(config, ops))
             self.conv_in = ops.Conv2d(config.in_channels, config.channels[0], 3, padding=1)
+
+    @property
+    def residual_count(self) -> int:
+        """One for each level."""
+        return len(self.config.channels)
+
+    @property
+    def hint_channels(self) -> int:
+        """How many channels the hints have; adapters for grey pictures take 3, too."""
+        return self.config.hint_channels
 
     def encode_hint(self, hint: Tensor) -> tuple[Tensor, ...]:
         """The features of a hint (B, C, 8h, 8w) in [0, 1], of the sizes `config.sizes(h, w)`.

@@ -35,6 +35,7 @@ from controlnet_pack.cldm_core.modes import (
     family_of,
     weights_for,
 )
+from controlnet_pack.cldm_core.nets import ControlNetLike
 
 # 0.825 to the power of 12, 11 .. 0, in decimals of 17 digits.
 SOFT = (
@@ -166,6 +167,10 @@ def controlnet(unet: UNetConfig) -> ControlNet:
     return on_meta(ControlNet, ControlNetConfig(unet))
 
 
+def pooled(unet: UNetConfig) -> ControlNet:
+    return on_meta(ControlNet, ControlNetConfig(unet, global_average_pooling=True))
+
+
 def small(unet: UNetConfig) -> UNetConfig:
     """Of the same depth and text, and a tenth as wide."""
     return replace(unet, model_channels=32, num_heads=1, num_head_channels=-1)
@@ -213,6 +218,22 @@ def test_nets_of_another_depth_and_lllites_have_no_family() -> None:
         assert family_of(net) is None
 
 
+@pytest.mark.parametrize(
+    ("net", "facts"),
+    [
+        (lambda: net_of("sd21"), (13, False, 1024, 3)),
+        (lambda: pooled(TINY), (7, True, 128, 3)),
+        (union, (10, False, 2048, 3)),
+        (lambda: adapter(hint_channels=1), (4, False, None, 1)),
+        (lllite, (0, False, None, 3)),
+    ],
+)
+def test_nets_of_every_kind_tell_the_same_facts(net: Any, facts: tuple[Any, ...]) -> None:
+    found: ControlNetLike = net()
+    told = (found.residual_count, found.pooled, found.context_dim, found.hint_channels)
+    assert told == facts
+
+
 @pytest.mark.parametrize(("family", "curve"), NUMBERS)
 def test_a_net_gets_its_familys_numbers(family: str, curve: str) -> None:
     for mode in MODES:
@@ -251,11 +272,10 @@ def test_the_web_ui_has_nothing_for_a_net_of_another_depth() -> None:
         weights_for(controlnet(TINY), "prompt", "a1111")
 
 
-def test_a_wrapper_is_told_by_its_zero_convolutions() -> None:
-    class Wrapper:
-        zero_convs = (None,) * 12
-
-    assert weights_for(Wrapper(), "control", "original") == guess_mode_scales(1.0, 13)
+@pytest.mark.parametrize("shown", [{"residual_count": 13}, {"zero_convs": (None,) * 12}])
+def test_a_wrapper_is_told_by_its_residuals_or_its_zero_convolutions(shown: dict[str, Any]) -> None:
+    wrapper = type("Wrapper", (), shown)()
+    assert weights_for(wrapper, "control", "original") == guess_mode_scales(1.0, 13)
     with pytest.raises(CldmError, match="how many residuals a object gives"):
         weights_for(object(), "balanced")
 
