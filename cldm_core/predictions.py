@@ -9,13 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoint.load import stored_unet
+from .checkpoint.load import V_KEY, stored_unet
 from .checkpoint.read import Checkpoint
 from .config import Prediction
 from .diffusion import NoiseSchedule
 from .errors import DamagedCheckpoint, UnsupportedCheckpoint
 
-V_KEY = "v_pred"
 OTHER_NOISE = ("ztsnr", "edm_mean", "edm_std", "edm_vpred.sigma_max")
 """Keys of single files whose noise isn't Stable Diffusion's: zero terminal SNR, and EDM."""
 SPEC_KEY = "modelspec.prediction_type"

@@ -34,11 +34,21 @@ MAKERS = tuple(name for name, record in ANNOTATORS.items() if not record.needs_m
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Pairs to train on; annotator: makes the hints where it has a name; circles: drawn ones."""
+    """Pairs to train on; annotator: makes the hints where it has a name; circles: drawn ones.
+
+    side: of the squares, in pixels, that the report is for.
+    """
 
     source: Source
     annotator: str | None = None
     circles: bool = False
+    side: int | None = None
+
+    def source_at(self, side: int) -> Source:
+        """The pairs for a run with squares of this side: circles are drawn as large."""
+        from .host.training_data import draw_circles
+
+        return draw_circles(len(self.source), side) if self.circles else self.source
 
     @property
     def maker(self) -> Callable[[Any], Any] | None:
@@ -105,12 +115,13 @@ class ControlDataset(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "resolution",
-                    default=128,
+                    default=512,
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="Side of drawn circles, and the size that pairs are looked at for: 128 "
-                    "for the embedded model, 512 for SD 1.5, 1024 for SDXL.",
+                    tooltip="Side of the squares that pairs are looked at and shown as: 512 for "
+                    "SD 1.5, 768 for SD 2.1, 1024 for SDXL, 128 for the embedded model. What is "
+                    "trained at is Train ControlNet's: circles are drawn as large for it.",
                 ),
                 advanced(
                     io.String.Input(
@@ -176,7 +187,7 @@ class ControlDataset(io.ComfyNode):
             source = draw_circles(circles, resolution)
         else:
             source = open_pairs(data, conditioning, columns)
-        dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn)
+        dataset = Dataset(source, None if annotator == GIVEN else annotator, drawn, resolution)
         report, pictures, hints = look_through(source, dataset.maker, resolution)
         return text_result(dataset, pictures, hints, source[0].prompt, text=report)
 

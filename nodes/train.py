@@ -140,7 +140,7 @@ class TrainControlNet(io.ComfyNode):
         more: str,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..cldm_core.training.models import unet_type
+        from ..cldm_core.training.models import loaded_type
         from .host.model_keys import base_name
         from .host.training import train, with_decoder
         from .host.training_base import base_of, for_base
@@ -156,12 +156,11 @@ class TrainControlNet(io.ComfyNode):
             circles=dataset.circles,
             annotator=dataset.annotator,
         )
-        base = base_of(model, clip, vae, unet_type(config))
+        base = base_of(model, clip, vae, loaded_type(config))
         trained = train(
             base,
-            dataset.source,
+            dataset,
             for_base(config, base),
-            annotator=dataset.maker,
             name=name,
             node=cls.hidden.unique_id if cls.hidden else None,
             resume=resume,

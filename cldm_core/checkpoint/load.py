@@ -29,6 +29,8 @@ from .skeleton import shapes_of
 from .write import CONFIG_KEY
 
 N = TypeVar("N", bound=nn.Module)
+V_KEY = "v_pred"
+"""By this key, which has no numbers, ComfyUI knows a UNet of SDXL that predicts velocity."""
 ControlModule = Any
 """A net of any family: ControlNet, UnionControlNet, BoundControlNet, T2IAdapter, ControlLLLite."""
 
@@ -172,7 +174,7 @@ def unet_part(checkpoint: Checkpoint) -> StateDict:
             if key.startswith(UNET_PREFIX)
         }
     if UNET in tensors:
-        return tensors
+        return {key: value for key, value in tensors.items() if key != V_KEY}
     if DIFFUSERS_UNET in tensors and DIFFUSERS not in tensors:
         return to_cldm(tensors)
     state = inner(tensors)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache as remember
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,10 +26,14 @@ from .cache import Cache
 from .draws import reals
 from .encoding import Encoders, SizeCondition
 from .made_hints import Maker, make_hint, maker_key
+from .models import multiple_of
 from .order import Order
 from .pairs import Pair, Size
 from .sources import Source
 from .views import View, check_aspects
+
+if TYPE_CHECKING:
+    from ..config import UNetConfig
 
 CROPS = ("middle", "random")
 PLACES = 4
@@ -58,6 +63,18 @@ class Batch:
         latents, hint, context = (tensor.to(device, dtype) for tensor in tensors)
         y = None if self.y is None else self.y.to(device, dtype)
         return Batch(latents, hint, context, y, self.names)
+
+
+def stand_in(unet: UNetConfig) -> Batch:
+    """The smallest batch that a UNet takes: it shows nothing, and is of no pair."""
+    side = multiple_of(unet)
+    return Batch(
+        torch.zeros(1, unet.in_channels, side // HINT_SCALE, side // HINT_SCALE),
+        torch.zeros(1, 3, side, side),
+        torch.zeros(1, 1, unet.context_dim or 0),
+        None if unet.adm_in_channels is None else torch.zeros(1, unet.adm_in_channels),
+        (),
+    )
 
 
 @dataclass(frozen=True)

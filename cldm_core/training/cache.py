@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Collection
 from io import BytesIO
 from pathlib import Path
-from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CldmError
+from .whole_files import whole_file
 
 log = logging.getLogger("cldm_core")
 
@@ -115,15 +115,9 @@ def read_entry(path: Path) -> bytes | None:
 
 def write_entry(path: Path, data: bytes) -> None:
     """Writes a file that is whole or not there; raises CldmError where it can't be written."""
-    # Processes on several machines may write the same entry at once.
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(path) as part:
+            part.write_bytes(data)
     except OSError as error:
         raise CldmError(
             f"The cache {path.parent.parent} can't be written ({error.strerror or error}): make "

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import CldmError
 from .config import TrainConfig
 from .options import add_flags, given_flags, write_yaml
+from .whole_files import whole_file
 
 CONFIG = "config.yaml"
 CHECKED = 5000
@@ -178,6 +179,5 @@ def _note(config: TrainConfig, path: Path) -> None:
     with suppress(CldmError):
         if path.is_file() and TrainConfig.from_yaml(path) == config:
             return
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(write_yaml(config), encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(write_yaml(config), encoding="utf-8")

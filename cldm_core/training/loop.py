@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..diffusion import NoiseSchedule
 from ..errors import CldmError
+from .batches import stand_in
 from .config import TrainConfig
 from .loss import min_snr, training_loss
 from .noise import draw
@@ -86,7 +87,8 @@ def fit(
     evaluation. say: takes sentences for the user.
 
     Raises CldmError, with the batch named, where the loss is no finite number, and where a file of
-    the data is gone, a checkpoint damaged or the disk full; the run's state stays whole.
+    the data is gone, a checkpoint damaged or the disk full; the run's state stays whole. Of several
+    processes all raise it.
     """
     with ExitStack() as stack:
         accelerator = stack.enter_context(opened(config))
@@ -97,10 +99,12 @@ def fit(
         main = accelerator.is_main_process
         watcher = Watcher(evaluator, history, config, say=say, shown=shown, main=main)
         step = saved = _start(session, watcher, batches, resume, say)
-        if begun:
-            begun()
+        with session.together():
+            if begun:
+                begun()
         stream = iter(batches.iterate(step * config.accumulation))
         stack.callback(getattr(stream, "close", lambda: None))
+        losses = _Losses(session, stream)
         stopping, skipped = False, 0
         while True:
             if step > saved and (stopping or _due(step, config)):
@@ -119,18 +123,19 @@ def fit(
             session.set_rate(learning_rate(config, step))
             parts = []
             for part in range(config.accumulation):
-                with _rescue(session, step, saved):
-                    batch = next(stream).to(accelerator.device, torch.float32)
                 with accelerator.accumulate(*session.models):
-                    with _rescue(session, step, saved, batch.names):
-                        loss = _loss(session, batch, step, part)
+                    loss, names = losses.of(step, part)
                     accelerator.backward(loss)
-                parts.append((loss.detach(), batch))
+                parts.append((loss.detach(), names))
             norm = accelerator.clip_grad_norm_(session.parameters, config.clip or math.inf)
 
             loss = session.mean(torch.stack([loss for loss, _ in parts]))
             bad = not session.finite(loss, norm) or skipped > SKIPPED_AT_MOST
-            stopping, bad = session.agreed(stop is not None and stop(), bad)
+            wishes = stop is not None and stop(), bad, losses.failure is not None
+            stopping, bad, failed = session.agreed(*wishes)
+            if failed:
+                session.optimizer.zero_grad()
+                raise _stopped(session, session.told(losses.failure), step, saved)
             if bad:
                 _refuse(session, parts, step, saved)
             session.optimizer.step()
@@ -139,7 +144,8 @@ def fit(
             session.ema.update(step)
 
             step += 1
-            watcher.note(step, float(loss), learning_rate(config, step - 1), float(norm))
+            with session.together() if watcher.writes(step) else nullcontext():
+                watcher.note(step, float(loss), learning_rate(config, step - 1), float(norm))
             if progress:
                 progress(step, config.steps)
         return _finish(session, watcher, step, out)
@@ -157,16 +163,19 @@ def _start(session: Session, watcher: Watcher, batches: Batches, resume: bool, s
             f"The batches are made for {getattr(batches, 'world', 1)} processes, and {world} "
             f"train: give each process batches with its rank and their number."
         )
-    require_room(folder.parent, session.config, resume=resume)
-    if session.accelerator.is_main_process:
-        _sweep(folder.parent)
+    main = session.accelerator.is_main_process
+    with session.together():
+        require_room(folder.parent, session.config, resume=resume)
+        if main:
+            _sweep(folder.parent)
     saved = session.resume(say) if resume else None
     evaluated = saved is not None and EVALUATED in saved.facts
-    watcher.start(None if saved is None else saved.step, evaluated=evaluated)
+    with session.together():
+        watcher.start(None if saved is None else saved.step, evaluated=evaluated)
+        if saved is None and main:
+            (folder.parent / BEST).unlink(missing_ok=True)  # of a run that came to no checkpoint
     if saved is not None:
         say(f"Going on from step {saved.step}, of the checkpoint {saved.folder}.")
-    elif session.accelerator.is_main_process:
-        (folder.parent / BEST).unlink(missing_ok=True)  # of a run that came to no checkpoint
     if saved is None and resume:
         say(f"There is no checkpoint in {folder} yet: the run starts anew.")
     return 0 if saved is None else saved.step
@@ -185,20 +194,50 @@ def _facts(watcher: Watcher, step: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _rescue(session: Session, step: int, saved: int, names: Sequence[str] = ()) -> Iterator[None]:
-    """Saves the state where what is done within fails, and tells both; names: of the batch."""
+def _rescue(session: Session, step: int, saved: int) -> Iterator[None]:
+    """Saves the state where what is done within fails, for all processes, and tells both."""
     try:
         yield
     except (CldmError, OSError) as error:
-        # Of several processes the others don't know, and would wait for what never comes.
-        if step > saved and session.accelerator.num_processes == 1:
-            session.save(step, {})
-            saved = step
-        batch = f" The batch holds the pairs {_shown(names)}." if names else ""
-        raise CldmError(
-            f"{error}{batch} The run stops at step {step}; resume it, and it goes on from step "
-            f"{saved}."
-        ) from error
+        raise _stopped(session, str(error), step, saved) from error
+
+
+def _stopped(session: Session, told: str, step: int, saved: int) -> CldmError:
+    """What ends a run at a step: the state is saved, and that said behind what went wrong."""
+    if step > saved:
+        session.save(step, {})
+        saved = step
+    return CldmError(
+        f"{told} The run stops at step {step}; resume it, and it goes on from step {saved}."
+    )
+
+
+class _Losses:
+    """The losses of the run's batches; behind the first failure those of a stand-in.
+
+    Of several processes the others are within a step by then, which can't end without this one's
+    gradients: it goes through, and all of them throw the step away.
+    """
+
+    def __init__(self, session: Session, stream: Iterator[Batch]) -> None:
+        self.session, self.stream = session, stream
+        self.failure: str | None = None
+
+    def of(self, step: int, part: int) -> tuple[Tensor, tuple[str, ...]]:
+        """The loss of the next batch, and the names of its pairs."""
+        device = self.session.accelerator.device
+        if self.failure is None:
+            named = ""
+            try:
+                with _memory_told():
+                    batch = next(self.stream).to(device, torch.float32)
+                    named = f" The batch holds the pairs {_shown(batch.names)}."
+                    return _loss(self.session, batch, step, part), batch.names
+            except (CldmError, OSError) as error:
+                # Its words alone: the error itself holds what was computed by then.
+                self.failure = f"{error}{named}"
+        batch = stand_in(self.session.trainable.unet.config).to(device)
+        return _loss(self.session, batch, step, part), batch.names
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -236,10 +275,12 @@ def _loss(session: Session, batch: Batch, step: int, part: int) -> Tensor:
         )
 
 
-def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, saved: int) -> NoReturn:
+def _refuse(
+    session: Session, parts: list[tuple[Tensor, tuple[str, ...]]], step: int, saved: int
+) -> NoReturn:
     """Saves the state before the step, if it is sound, and raises CldmError with the pairs."""
     session.optimizer.zero_grad()
-    everything = [(name, bool(loss.isfinite())) for loss, batch in parts for name in batch.names]
+    everything = [(name, bool(loss.isfinite())) for loss, names in parts for name in names]
     seen = session.gathered(everything)
     names = [name for name, good in seen if not good] or [name for name, _ in seen]
     if step > saved and session.sound():
@@ -255,21 +296,23 @@ def _refuse(session: Session, parts: list[tuple[Tensor, Batch]], step: int, save
 
 def _evaluate(session: Session, watcher: Watcher, step: int, saved: int, out: Path) -> int:
     """Scores the net, keeps it where it is the best so far; gives the step saved last."""
-    with session.averaged():
+    with session.together(), session.averaged():
         better = watcher.evaluate(session.trainable.net, step)
     (better,) = session.agreed(better)
     if step > saved and better:
         session.save(step, {})
         saved = step
-    if step and better:
-        session.save_net(out / BEST, step, watcher.facts(step))
-    # At the end: a run that is cut off before this goes on with this evaluation.
-    session.annotate(step, _facts(watcher, step))
+    with session.together():
+        if step and better:
+            session.save_net(out / BEST, step, watcher.facts(step))
+        # At the end: a run that is cut off before this goes on with this evaluation.
+        session.annotate(step, _facts(watcher, step))
     return saved
 
 
 def _finish(session: Session, watcher: Watcher, step: int, out: Path) -> Fitted:
-    session.save_net(out / LAST, step, watcher.facts(step))
+    with session.together():
+        session.save_net(out / LAST, step, watcher.facts(step))
     # Without evaluations it would be the net of a step long before this one.
     best = out / BEST if watcher.evaluates and (out / BEST).exists() else None
     return Fitted(

@@ -38,13 +38,11 @@ class Base:
 
 
 def load_base(config: TrainConfig, device: torch.device) -> Base:
-    """The base that config names, its UNet in `unet_type`, or still in its file's.
+    """The base that config names, its UNet in its `loaded_type`.
 
     Raises CldmError where there is none, a part of it is missing, or nothing says what it predicts.
     """
-    copied = config.init is None and config.kind != "lllite"
-    # A new net starts from all digits of the file; then `plan.make_net` halves the UNet.
-    dtype = None if copied and unet_type(config) in HALF else unet_type(config)
+    dtype = loaded_type(config)
     prediction = unet_of(config).config.prediction
     if config.base == TINY:
         pipeline = tiny.load_pipeline(device=device, dtype=dtype)
@@ -102,6 +100,15 @@ def _of_both_kinds(unet: UNetConfig) -> bool:
 def unet_type(config: TrainConfig) -> torch.dtype:
     """The base's number type: half of it would lose small steps where it is trained itself."""
     return TYPES[config.precision] if config.sd_locked else torch.float32
+
+
+def loaded_type(config: TrainConfig) -> torch.dtype | None:
+    """What the base's UNet is read in; None where that is its own type.
+
+    A new net starts from all its digits; only then `plan.make_net` brings it to its `unet_type`.
+    """
+    copied = config.init is None and config.kind != "lllite"
+    return None if copied and unet_type(config) in HALF else unet_type(config)
 
 
 def multiple_of(unet: UNetConfig) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import save
 from ..checkpoint.dtypes import NAMED_TYPES
+from ..checkpoint.load import V_KEY
 from ..checkpoint.write import HINT_KEY
 from .config import TrainConfig
 from .options import options_of
@@ -17,6 +18,7 @@ from .options import options_of
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..config import UNetConfig
     from .trainables import Trainable
 
 TRAINING_KEY = "cldm_core.training"
@@ -47,8 +49,19 @@ def save_unet(trainable: Trainable, config: TrainConfig, path: Path) -> Path | N
     if state is None:
         return None
     target = path.with_stem(f"{path.stem}_unet")
-    save(_retyped(state, config.save_dtype), target, trainable.unet_metadata())
+    state = _retyped(state, config.save_dtype)
+    if _told_by_key(trainable.unet.config):
+        state[V_KEY] = torch.zeros(0)
+    save(state, target, trainable.unet_metadata())
     return target
+
+
+def _told_by_key(unet: UNetConfig) -> bool:
+    """Whether ComfyUI takes it from a key that this UNet predicts velocity.
+
+    Of SDXL's it does (comfy/supported_models.py); of Stable Diffusion 2's it looks at a weight.
+    """
+    return unet.prediction == "v" and unet.adm_in_channels is not None
 
 
 def _retyped(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

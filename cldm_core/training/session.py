@@ -150,6 +150,26 @@ class Session:
         """While it lasts the nets have the averaged weights, if weights are averaged."""
         return self.ema.swapped_in()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails within for one process fails for all: none waits for what never comes.
+
+        Nothing within may wait for other processes. Raises the process's own error, and CldmError
+        with the same words where another process has failed.
+        """
+        failure: CldmError | OSError | None = None
+        try:
+            yield
+        except (CldmError, OSError) as error:
+            failure = error
+        if any(self.agreed(failure is not None)):
+            told = self.told(None if failure is None else str(failure))
+            raise failure or CldmError(told)
+
+    def told(self, failure: str | None) -> str:
+        """What went wrong, of the first process that knows it; asked by all of them."""
+        return self.gathered([] if failure is None else [failure])[0]
+
     def agreed(self, *wishes: bool) -> tuple[bool, ...]:
         """Each wish of any process is a wish of all."""
         if self.accelerator.num_processes == 1:
@@ -195,15 +215,15 @@ class Session:
                 f"is not saved: resume the run from the checkpoint before it, with a lower "
                 f"learning rate."
             )
-        main, wait = self.accelerator.is_main_process, self.accelerator.wait_for_everyone
-        if main:
-            self.checkpoints.open(step)
-        wait()
-        self.checkpoints.fill(step, lambda folder: self._write(folder, step, facts))
-        wait()
-        if main:
-            self.checkpoints.seal(step, {**facts, "config": self.config.to_dict()})
-        wait()
+        main = self.accelerator.is_main_process
+        with self.together():
+            if main:
+                self.checkpoints.open(step)
+        with self.together():
+            self.checkpoints.fill(step, lambda folder: self._write(folder, step, facts))
+        with self.together():
+            if main:
+                self.checkpoints.seal(step, {**facts, "config": self.config.to_dict()})
 
     def annotate(self, step: int, facts: dict[str, Any]) -> None:
         """Notes facts with a checkpoint that is there already."""
@@ -241,8 +261,21 @@ class Session:
         """Reads the last whole checkpoint, if there is one, into the nets and the optimizer.
 
         Raises DamagedCheckpoint where there is none that is whole, and CldmError where the settings
-        have changed in what can't be changed.
+        have changed in what can't be changed, or processes find different checkpoints.
         """
+        with self.together():
+            saved = self._read(say)
+        found = set(self.gathered(["none" if saved is None else str(saved.step)]))
+        if len(found) > 1:
+            raise CldmError(
+                f"The processes find checkpoints of different steps in {self.checkpoints.folder} "
+                f"({', '.join(sorted(found))}): choose a folder that all machines see."
+            )
+        if saved is not None and self.accelerator.is_main_process:
+            self.checkpoints.set_aside(saved.step, say)
+        return saved
+
+    def _read(self, say: Say) -> Saved | None:
         saved = self.checkpoints.latest(say)
         if saved is None:
             return None
@@ -271,9 +304,6 @@ class Session:
             for weights, tensors in stored:
                 for key, value in weights.items():
                     value.copy_(tensors[key])
-        self.accelerator.wait_for_everyone()  # others may be looking through them still
-        if self.accelerator.is_main_process:
-            self.checkpoints.set_aside(saved.step, say)
         return saved
 
 

@@ -108,10 +108,14 @@ class Watcher:
             return {}
         return {"score": score, "merit": self._sign * score}
 
+    def writes(self, step: int) -> bool:
+        """Whether `note` writes a line at this step."""
+        return step % self.config.log_every == 0 or step == self.config.steps
+
     def note(self, step: int, loss: float, rate: float, norm: float) -> None:
         """Notes a step; every so many of them a line with the mean loss."""
         self._losses.append(loss)
-        if step % self.config.log_every and step != self.config.steps:
+        if not self.writes(step):
             return
         now = time.monotonic()
         self.loss = sum(self._losses) / len(self._losses)

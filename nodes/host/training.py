@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.utils
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ...cldm_core import CldmError
 from ...cldm_core.checkpoint import read
+from ...cldm_core.checkpoint.read import read_header
 from ...cldm_core.training.config import TrainConfig
 from ...cldm_core.training.convergence import find
 from ...cldm_core.training.evaluate import Evaluation
@@ -22,13 +24,17 @@ from ...cldm_core.training.loop import Fitted, fit
 from ...cldm_core.training.models import Base
 from ...cldm_core.training.plan import Plan, plan_of
 from ...cldm_core.training.reports import Reports
+from ...cldm_core.training.saving import TRAINING_KEY
 from ...cldm_core.training.session import opened
-from ...cldm_core.training.sources import Source
+from ...cldm_core.training.whole_files import whole_file
 from .applied import show_text
 from .files import new_controlnet_path, new_model_path
 from .interrupts import Interrupts, Uninterrupted, checked_progress
 from .training_base import own_side
 from .training_runs import run_folder, run_name
+
+if TYPE_CHECKING:
+    from ..dataset import Dataset
 
 PREVIEW = 512
 
@@ -122,10 +128,9 @@ class Trained:
 @torch.inference_mode(False)
 def train(
     base: Base,
-    source: Source,
+    dataset: Dataset,
     config: TrainConfig,
     *,
-    annotator: Any,
     name: str,
     node: str | None,
     resume: bool,
@@ -141,8 +146,9 @@ def train(
     with opened(config):
         pass  # what is missing, or can't be done, is told before anything is encoded
     interrupts = base.encoders.interrupts
-    maker = None if annotator is None else Uninterrupted(annotator, interrupts)
-    plan = plan_of(config, base, source, maker)
+    maker = None if dataset.maker is None else Uninterrupted(dataset.maker, interrupts)
+    side = config.resolution or own_side(base)
+    plan = plan_of(config, base, dataset.source_at(side), maker)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     # Encoded once, so that the host's models needn't stay beside those that train.
@@ -151,10 +157,15 @@ def train(
     reports = NodeReports(folder, plan, node, interrupts)
     if folder != run_folder(name, resume=True):
         reports.say(f"There is a run {name} already: this one is {run_name(folder)}.")
-    if config.resolution != own_side(base):
+    if side != own_side(base):
         reports.say(
-            f"resolution is {config.resolution}, and models of this kind were made at "
-            f"{own_side(base)}: 0 takes that."
+            f"resolution is {side}, and models of this kind were made at {own_side(base)}: 0 takes "
+            f"that."
+        )
+    if not dataset.circles and dataset.side is not None and dataset.side < side:
+        reports.say(
+            f"Control Dataset looked at the pairs for {dataset.side} pixels, and they are trained "
+            f"on at {side}: set its resolution to {side}, and it says which are too small."
         )
     try:
         fitted = fit(
@@ -182,12 +193,19 @@ def train(
     net, unet = _published(fitted, name)
     interrupts.check()
     told = f"{reports.text}\nSaved as {net.name}."
+    if fitted.best is not None:
+        told += f" It is the net after step {_step_of(fitted.best)}, which scored best."
     if unet is not None:
         told += (
             f"\nThe model's decoder was trained with it: {unet.name} in models/diffusion_models is "
             f"the UNet to use it with. Load Diffusion Model reads it."
         )
     return Trained(folder, net, told, _decoder(fitted))
+
+
+def _step_of(net: Path) -> int:
+    """The step that the file of a trained net says it is of."""
+    return int(json.loads(read_header(net).metadata[TRAINING_KEY])["step"])
 
 
 def _published(fitted: Fitted, name: str) -> tuple[Path, Path | None]:
@@ -203,14 +221,9 @@ def _published(fitted: Fitted, name: str) -> tuple[Path, Path | None]:
 
 def _copy(source: Path, target: Path) -> None:
     """Copies a file; the copy is whole or not there. Raises CldmError where it can't be written."""
-    part = target.with_name(f"{target.name}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(target) as part:
             shutil.copyfile(source, part)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise CldmError(
             f"The run is complete, and what it trained is in {source}, but that can't be copied to "

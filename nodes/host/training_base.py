@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...cldm_core import CldmError, ControlledUNet, tiny
+from ...cldm_core.checkpoint.dtypes import unified
 from ...cldm_core.config import own_size
 from ...cldm_core.diffusion import NoiseSchedule
 from ...cldm_core.pipeline import Pipeline
@@ -155,9 +156,10 @@ def _told(size: SizeCondition) -> dict[str, int]:
     }
 
 
-def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
+def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype | None) -> Base:
     """The host's model to train a net on, its UNet copied in `dtype`, with the MODEL's LoRAs.
 
+    dtype: None takes the type that the host has it in, and fp32 where that is of 8 bits.
     Raises FamilyMismatch where it is no picture UNet, and CldmError where it was made for other
     targets or another noise than training has.
     """
@@ -171,7 +173,7 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype) -> Base:
         with torch.device("meta"):
             unet = ControlledUNet(config)
         state = {key: weight(key).to("cpu", dtype, copy=True) for key in unet.state_dict()}
-        unet.load_state_dict(state, assign=True)
+        unet.load_state_dict(unified(state, dtype, "The model"), assign=True)
     encoders = HostEncoders(model, clip, vae)
     pipeline = Pipeline(
         unet.requires_grad_(False).eval(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from controlnet_pack.cldm_core.training.checkpoints import Checkpoints
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import fit
 
@@ -17,6 +18,8 @@ from .training_process import VARIANTS
 from .training_runs import SmallBatches, small_config, small_trainable, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 120
+"""Seconds: processes that wait for each other in vain would wait for hours."""
 TORCHRUN = (
     *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
     "-m",
@@ -28,7 +31,9 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes wrote what they trained."""
     out = tmp_path_factory.mktemp("together")
     command = [*TORCHRUN, "tests.cldm_core.training_process", "together", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stderr
     return out
 
@@ -69,10 +74,47 @@ def test_two_processes_go_on_where_they_evaluated(together: Path) -> None:
 
 
 def test_one_bad_pair_stops_both_and_is_named_by_both(together: Path) -> None:
-    said = [(together / f"refused-{rank}").read_text() for rank in range(2)]
-    assert said[0] == said[1]
-    assert "step 2 is no finite number, with the pairs pair 6, pair 7" in said[0]
-    assert (together / "bad" / "checkpoints" / "step-00000001").exists()
+    said = said_by_both(together, "bad")
+    assert "step 2 is no finite number, with the pairs pair 6, pair 7" in said
+    assert saved_steps(together / "bad") == [1]
+
+
+def said_by_both(together: Path, name: str) -> str:
+    """The error that a run ended in, the same one in both processes."""
+    first, second = ((together / f"{name}-{rank}").read_text() for rank in range(2))
+    assert first == second
+    return first
+
+
+def saved_steps(out: Path) -> list[int]:
+    return Checkpoints(out / "checkpoints", 1).steps()
+
+
+def test_a_batch_that_one_cannot_read_stops_both_and_the_run_goes_on(together: Path) -> None:
+    said = said_by_both(together, "vanished")
+    assert said.startswith("There is no file a.png. The run stops at step 2; resume it")
+    assert saved_steps(together / "vanished") == [2, 3]
+
+
+def test_an_evaluation_that_fails_stops_both(together: Path) -> None:
+    said = said_by_both(together, "unsampled")
+    assert said.startswith("The sample can't be scored. The run stops at step 2; resume it")
+    assert saved_steps(together / "unsampled") == [2]
+
+
+def test_a_record_that_cannot_be_written_stops_both(together: Path) -> None:
+    assert said_by_both(together, "unnoted") == "The record can't be written."
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_both(together: Path) -> None:
+    assert "The checkpoint of step 2 can't be written" in said_by_both(together, "full")
+
+
+def test_processes_that_see_folders_of_their_own_are_refused(together: Path) -> None:
+    for rank in range(2):
+        said = (together / f"apart-{rank}").read_text()
+        assert "find checkpoints of different steps" in said
+        assert "(2, none): choose a folder that all machines see." in said
 
 
 def test_a_signal_to_torchrun_saves_and_the_run_goes_on(tmp_path: Path) -> None:

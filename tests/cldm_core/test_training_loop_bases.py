@@ -26,15 +26,17 @@ from controlnet_pack.cldm_core import (
 from controlnet_pack.cldm_core.__main__ import main
 from controlnet_pack.cldm_core.checkpoint import config_metadata, save
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
+from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.tiny import WEIGHTS
 from controlnet_pack.cldm_core.tiny.text import load_tokenizer
-from controlnet_pack.cldm_core.training import training_loss
+from controlnet_pack.cldm_core.training import make_trainable, training_loss
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.history import History
 from controlnet_pack.cldm_core.training.loop import fit
 from controlnet_pack.cldm_core.training.models import resolution_of, unet_of
 from controlnet_pack.cldm_core.training.noise import draw
 from controlnet_pack.cldm_core.training.plan import Plan, make_plan
+from controlnet_pack.cldm_core.training.saving import save_unet
 
 from .seeded import seeded_module
 from .training_runs import SMALL
@@ -257,6 +259,25 @@ def test_a_trained_unet_takes_the_place_of_its_base(tmp_path: Path, sd: Path) ->
     )
     assert all(torch.equal(value, expected[key]) for key, value in found.items())
     assert not torch.equal(found["out.2.weight"], old["out.2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (replace(SDXL_LIKE, prediction="v"), True),
+        (SDXL_LIKE, False),
+        (replace(SMALL, prediction="v"), False),
+    ],
+)
+def test_a_trained_unet_of_sdxl_says_by_a_key_that_it_predicts_velocity(
+    tmp_path: Path, config: UNetConfig, told: bool
+) -> None:
+    unet = seeded_module(ControlledUNet, config, 5)
+    trainable = make_trainable("controlnet", unet, sd_locked=False)
+    path = save_unet(trainable, TrainConfig(sd_locked=False), tmp_path / "last.safetensors")
+    assert path is not None
+    assert ("v_pred" in read(path).tensors) == told
+    assert load_unet(path).config.prediction == config.prediction
 
 
 @pytest.mark.parametrize(("batch_size", "together"), [(1, 1), (100, 8)])

@@ -13,12 +13,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import tests.conftest  # noqa: F401  loads the pack
 from controlnet_pack.cldm_core import CldmError
+from controlnet_pack.cldm_core.training.batches import Batch
 from controlnet_pack.cldm_core.training.checkpoints import Checkpoints
 from controlnet_pack.cldm_core.training.evaluate import Evaluation
 from controlnet_pack.cldm_core.training.history import History
@@ -59,19 +61,9 @@ def long_run(out: Path) -> None:
 
 
 def together(out: Path) -> None:
-    """One of two processes that train one net, first with a pair that is no number."""
+    """One of two processes that train one net, first in runs where something fails."""
     rank = int(os.environ["RANK"])
-
-    def spoil(index, batch):
-        if index == 1 and rank == 1:
-            batch.latents[1, 0, 0, 0] = torch.nan
-        return batch
-
-    try:
-        batches = SmallBatches(2, rank, 2, spoil)
-        fit(small_trainable(), batches, small_config(out / "bad"), out=out / "bad")
-    except CldmError as error:
-        (out / f"refused-{rank}").write_text(str(error))
+    failing(out, rank)
     for steps in (4, 6):
         evaluated = small_config(out / "evaluated", steps=steps, evaluate_every=2)
         fit(
@@ -90,6 +82,41 @@ def together(out: Path) -> None:
         )  # fmt: skip
 
 
+def failing(out: Path, rank: int) -> None:
+    """Runs in which something fails for one of two processes; what both say of it is kept."""
+
+    def refused(name: str, place: Path | None = None, **given: Any) -> None:
+        settings = {"save_every": 100, **given.pop("settings", {})}
+        folder = place or out / name
+        batches = given.pop("batches", None) or SmallBatches(2, rank, 2)
+        try:
+            fit(small_trainable(), batches, small_config(folder, **settings), out=folder, **given)
+        except CldmError as error:
+            (out / f"{name}-{rank}").write_text(str(error))
+
+    def spoil(index: int, batch: Batch) -> Batch:
+        if index == 1 and rank == 1:
+            batch.latents[1, 0, 0, 0] = torch.nan
+        return batch
+
+    def vanish(index: int, batch: Batch) -> Batch:
+        if index == 4 and rank == 1:
+            raise CldmError("There is no file a.png.")
+        return batch
+
+    refused("bad", batches=SmallBatches(2, rank, 2, spoil))
+    both = {"accumulation": 2}
+    refused("vanished", batches=SmallBatches(2, rank, 2, vanish), settings=both)
+    refused("vanished", settings={"steps": 3, **both}, resume=True)
+    refused("unsampled", evaluator=Failing(), settings={"evaluate_every": 2})
+    refused("unnoted", history=FullHistory(out / "unnoted"))
+    (out / "full").mkdir(exist_ok=True)
+    (out / "full" / "checkpoints").touch()
+    refused("full", settings={"steps": 2})
+    for resume in (False, True):
+        refused("apart", out / f"apart-of-{rank}", settings={"steps": 2}, resume=resume)
+
+
 class Unscored:
     """An evaluator that samples nothing."""
 
@@ -98,6 +125,22 @@ class Unscored:
 
     def __call__(self, net: nn.Module, step: int) -> Evaluation:
         return Evaluation(step, None, (), ())
+
+
+class Failing(Unscored):
+    """An evaluator that fails behind the second step."""
+
+    def __call__(self, net: nn.Module, step: int) -> Evaluation:
+        if step:
+            raise CldmError("The sample can't be scored.")
+        return super().__call__(net, step)
+
+
+class FullHistory(History):
+    """A history on a full disk."""
+
+    def note(self, step: int, **numbers: Any) -> None:
+        raise CldmError("The record can't be written.")
 
 
 VARIANTS = (

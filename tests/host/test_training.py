@@ -471,6 +471,23 @@ def test_a_run_that_goes_on_without_evaluations_gives_its_last_net(found) -> Non
     assert found("best")["then"] == 3
 
 
+def test_a_net_that_was_not_scored_is_that_of_the_last_step(found) -> None:
+    assert found("best")["unscored"] == [2, False]
+
+
+def test_the_node_says_of_which_step_the_net_is_that_scored_best(found) -> None:
+    said = found("best")["said"]
+    assert "Saved as best.safetensors. It is the net after step 1, which scored best." in said
+
+
+def test_a_net_in_half_precision_starts_from_all_digits_of_the_model(found) -> None:
+    assert found("digits") == [0, "torch.bfloat16"]
+
+
+def test_circles_are_drawn_as_large_as_they_are_trained_on(found) -> None:
+    assert found("drawn") == [128, 128, 3]
+
+
 def test_a_run_goes_on_without_matplotlib(found) -> None:
     text = found("no_matplotlib")
     assert text.count("The plot needs matplotlib, which is not installed") == 1
@@ -562,6 +579,10 @@ def test_resolution_0_is_the_model_s_own_and_others_are_told(found) -> None:
     assert "resolution" not in own
     told = "resolution is 64, and models of this kind were made at 128: 0 takes that."
     assert told in other
+    assert (
+        "Control Dataset looked at the pairs for 32 pixels, and they are trained on at 64: set its "
+        "resolution to 64, and it says which are too small."
+    ) in other
 
 
 def test_a_run_goes_on_from_a_net_by_its_name(found) -> None:
@@ -581,6 +602,10 @@ def test_a_net_that_does_not_fit_on_the_disk_is_told_and_nothing_is_left(found) 
 
 def test_the_host_knows_the_unets_that_were_trained_too(found) -> None:
     assert found("loaders") == {"SD15": "SD15", "SD21": "SD20", "SDXL": "SDXL"}
+
+
+def test_the_host_knows_sdxl_s_unets_of_velocity(found) -> None:
+    assert found("velocity") == {"eps": "EPS", "v": "V_PREDICTION"}
 
 
 def test_shards_of_the_output_folder_are_found_and_scanned_once(found) -> None:

@@ -35,13 +35,29 @@ KEY = "input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 DATASET = data.Dataset(circles.CirclePairs(8, 64), None, True)
 
 
-def run(name, model=model, more="", clip=clip, **settings):
+def run(name, model=model, more="", clip=clip, dataset=DATASET, **settings):
     """The outputs of Train ControlNet after two steps."""
     given = {"kind": "controlnet", "resolution": 64, "steps": 2, "batch_size": 2}
     given |= {"precision": "fp32", "evaluate_every": 0, "seed": 0, "resume": False}
     given |= {"learning_rate": 1e-3, "more": more, **settings}
     with torch.inference_mode():
-        return nodes.TrainControlNet.execute(model, clip, vae, DATASET, name, **given)
+        return nodes.TrainControlNet.execute(model, clip, vae, dataset, name, **given)
+
+
+def begun(name, **settings):
+    """The trainable and the batches of a run that ends before its first step."""
+    found, fit = [], training.fit
+
+    def ends(trainable, batches, *args, **kwargs):
+        found.extend((trainable, batches))
+        raise RuntimeError
+
+    training.fit = ends
+    try:
+        sentence(lambda: run(name, **settings))
+    finally:
+        training.fit = fit
+    return found
 
 
 @contextmanager
@@ -69,6 +85,21 @@ def lora():
         plain = base.base_of(model, clip, vae, torch.float32).pipeline.unet.state_dict()
     shift = float((copied[KEY] - plain[KEY] - 1 / 50).abs().max())
     return shift, sum(not torch.equal(copied[k], plain[k]) for k in plain if k != KEY)
+
+
+def digits():
+    """Of a run in half precision: how far its net is from the MODEL, and the UNet's type."""
+    trainable, _ = begun("digits", precision="bf16")
+    own = model.model.diffusion_model.state_dict()
+    net = trainable.net.state_dict()
+    apart = max(distance(value, own[key].float()) for key, value in net.items() if key in own)
+    return apart, str(next(trainable.unet.parameters()).dtype)
+
+
+def drawn():
+    """How large circles are that a run of another size than Control Dataset's is trained on."""
+    _, batches = begun("drawn", resolution=128)
+    return batches.source[0].read_hint().shape
 
 
 def untouched():
@@ -124,6 +155,9 @@ def best():
     (patch,) = output.args[1].patches[f"diffusion_model.{key}"]
     same = [n for n, file in steps.items() if torch.equal(file.tensors[key], patch[1][1][0])]
     found = {"step": about(output)["step"], "decoder": same[0] if len(same) == 1 else same}
+    found["said"] = output.ui["text"][0]
+    unscored = about(run("unscored"))
+    found["unscored"] = [unscored["step"], "score" in unscored]
     return {**found, "then": about(run("best", more=more, steps=3, resume=True))["step"]}
 
 
@@ -372,5 +406,5 @@ def answer(case):
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
 cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps, makers)
-cases += (init, full_disk, shards, *Bases(pack, run, vae).cases())  # noqa: F821
+cases += (init, full_disk, shards, digits, drawn, *Bases(pack, run, vae).cases())  # noqa: F821
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821

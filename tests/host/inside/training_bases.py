@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.latent_formats as latents
@@ -62,7 +63,14 @@ class Bases:
         }
 
     def cases(self):
-        return self.small_bases, self.sizes, self.samples, self.own_sides, self.loaders
+        return (
+            self.small_bases,
+            self.sizes,
+            self.samples,
+            self.own_sides,
+            self.loaders,
+            self.velocity,
+        )
 
     def small_bases(self):
         """What was trained for, what the files say of it, and whether samples were scored."""
@@ -128,7 +136,10 @@ class Bases:
 
         kinds = ("SD15", "SD21", "SD21_V", "SDXL")
         sides = {name: side(getattr(self.core, name)) for name in kinds}
-        own, other = self.run("own side", resolution=0, steps=1), self.run("other side", steps=1)
+        pairs = self.pack("cldm_core.training.circles").CirclePairs(4, 64)
+        looked_at = self.pack("nodes.dataset").Dataset(pairs, side=32)
+        own = self.run("own side", resolution=0, steps=1)
+        other = self.run("other side", steps=1, dataset=looked_at)
         sides["embedded"] = about(own)["config"]["resolution"]
         return sides, [one.ui["text"][0] for one in (own, other)]
 
@@ -141,6 +152,28 @@ class Bases:
             return type(comfy.model_detection.model_config_from_unet(state, "")).__name__
 
         return {name: kind(getattr(self.core, name)) for name in ("SD15", "SD21", "SDXL")}
+
+    def velocity(self):
+        """What the host takes SDXL's UNets of runs to predict, by what they predict."""
+        saving, found = self.pack("cldm_core.training.saving"), {}
+        write, saving.save = saving.save, lambda state, path, about: found.update(state)
+
+        def kind(prediction):
+            found.clear()
+            config = replace(self.core.SDXL, prediction=prediction)
+            with torch.device("meta"):
+                unet = self.core.ControlledUNet(config)
+            trained = SimpleNamespace(
+                unet=unet, unet_state_dict_to_save=unet.state_dict, unet_metadata=dict
+            )
+            settings = SimpleNamespace(save_dtype="fp16")
+            saving.save_unet(trained, settings, Path("net.safetensors"))
+            return comfy.model_detection.model_config_from_unet(found, "").model_type(found).name
+
+        try:
+            return {prediction: kind(prediction) for prediction in ("eps", "v")}
+        finally:
+            saving.save = write
 
 
 def about(output):
