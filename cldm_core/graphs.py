@@ -22,6 +22,8 @@ MOST = 8
 """Recordings at a time: each size, batch and type has its own, and its own memory."""
 SPARE = 2**30
 """Bytes of the GPU that must stay free for others."""
+PLAYER = "cuda"
+"""The kind of device that plays recordings."""
 OUTPUTS = 8
 """Memory of a recording, in sizes of what it returns: 3.6 to 6.3 seen (benchmarks/gpu_ways.py)."""
 
@@ -79,7 +81,7 @@ class RecordedNet:
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor | None) -> Residuals:
         """The net's residuals for these inputs."""
-        if not self.able or inputs[0] is None or inputs[0].device.type != "cuda":
+        if not self.able or inputs[0] is None or inputs[0].device.type != PLAYER:
             return self._run(inputs)
         addresses = self._found(inputs[0].device)
         if not addresses:

@@ -30,6 +30,7 @@ class Clock:
     def __init__(self, sigma_of: Callable[[float], float]) -> None:
         self.sigma_of = sigma_of
         self._schedule: Tensor | None = None
+        self._sign = -1
         self._rising: list[float] = []
 
     def at(self, t: Tensor, options: dict[str, Any]) -> Moment:
@@ -39,10 +40,13 @@ class Clock:
         if schedule is None:
             return Moment(sigma, None, 0)
         if schedule is not self._schedule:
-            self._schedule, self._rising = schedule, [-value for value in schedule.tolist()]
+            self._schedule, sigmas = schedule, schedule.tolist()
+            # They rise where noise is put into a picture (Flip Sigmas).
+            self._sign = 1 if sigmas[-1] > sigmas[0] else -1
+            self._rising = [self._sign * value for value in sigmas]
         steps = len(self._rising) - 1
         # Samplers of second order ask between two steps: that belongs to the one before.
-        later = bisect_left(self._rising, -sigma * (1 - TOLERANCE))
+        later = bisect_left(self._rising, self._sign * sigma * (1 + self._sign * TOLERANCE))
         return Moment(sigma, min(max(later - 1, 0), max(steps - 1, 0)), steps)
 
     def share_of_steps(self, now: Moment) -> float | None:

@@ -105,9 +105,6 @@ class HostControl(Steered):
         self.check_settings()
         check_model(self.net, model)
         super().pre_run(model, percent_to_timestep_function)
-        # AnimateDiff asks for it before it samples in windows, and which one it is stands in the
-        # options as well. Outside of a sampling Advanced-ControlNet takes what has it for its own.
-        self.sub_idxs = None
         self.encoded.clear()
         self.model_sampling = model.model_sampling
         self.model_config = unet_config_of(model)
@@ -125,7 +122,6 @@ class HostControl(Steered):
             if self.applied is not None:
                 self.applied.counts.played += self.recorded.played
         super()._drop()
-        vars(self).pop("sub_idxs", None)
         self.model_sampling = self.model_config = self.recorded = None
         self.encoded.clear()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from ...cldm_core.residuals import map_residuals
 from .checks import unet_config_of
 from .clock import Moment
 from .residuals import HostResiduals, from_host
+from .rows import Batch
 from .settings import BALANCED, Settings
 from .sizes import follow_blocks
 from .steered import Call, Place, Size, Steered
@@ -24,6 +26,8 @@ NO_MASK = (
     "This net reads no mask beside its picture: disconnect inpaint_mask, and mark the masked "
     "pixels with Inpaint Hint."
 )
+OF_HINT = ("cond_hint", "control_input")
+"""What controls of the host keep of their hint from call to call."""
 
 
 class HostForeign(Steered):
@@ -38,6 +42,7 @@ class HostForeign(Steered):
         self.inner = inner
         super().__init__()
         self.model_config: UNetConfig | None = None
+        self._windows: dict[tuple[tuple[int, ...], int], dict[str, Any]] = {}
 
     # Packs that work in tiles put a part of the hint in here.
     @property
@@ -112,6 +117,7 @@ class HostForeign(Steered):
         self.inner.cleanup()
         super()._drop()
         self.model_config = self.weights = None
+        self._windows.clear()
 
     def deepclone_multigpu(self, load_device: Any, autoregister: bool = False) -> HostForeign:
         """A copy with a net of its own for another GPU, as hosts of late 2026 ask for."""
@@ -126,8 +132,31 @@ class HostForeign(Steered):
         return (hint,) if isinstance(hint, Tensor) else ()  # packs wrap theirs
 
     def _computed(self, call: Call, place: Place) -> Residuals:
-        found = self.inner.get_control(call.x, call.t, call.cond, call.prompts, call.options)
+        with self._hints_of(place.batch):
+            found = self.inner.get_control(call.x, call.t, call.cond, call.prompts, call.options)
         return from_host(found or {})
+
+    @contextmanager
+    def _hints_of(self, batch: Batch) -> Iterator[None]:
+        """Gives the control inside, which knows no windows, the hints of a window's pictures."""
+        inner, hint = self.inner, self.inner.cond_hint_original
+        windowed = len(batch.frames) < batch.total
+        # What is there already was put there by a pack.
+        if not windowed or inner.cond_hint is not None or _count(hint) == 1:
+            yield
+            return
+        numbers = [frame % len(hint) for frame in batch.frames]
+        masks = inner.extra_concat_orig
+        kept = self._windows.setdefault((batch.frames, len(batch.prompts)), {})
+        vars(inner).update(kept)
+        inner.cond_hint_original = hint[numbers]
+        inner.extra_concat_orig = [mask[[n % len(mask) for n in numbers]] for mask in masks]
+        try:
+            yield
+            kept.update({name: vars(inner)[name] for name in OF_HINT if name in vars(inner)})
+        finally:
+            inner.cond_hint_original, inner.extra_concat_orig = hint, masks
+            inner.cond_hint = None
 
     def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
         found = self._found(call, place, now)
@@ -143,6 +172,11 @@ class HostForeign(Steered):
 
     def _masked(self, found: Residuals, mask: Tensor, call: Call, sizes: Any) -> Residuals:
         return map_residuals(lambda item: _masked(item, mask, call.size), found)
+
+
+def _count(hint: Any) -> int:
+    """How many pictures a hint has; 1 for what a pack has wrapped."""
+    return len(hint) if isinstance(hint, Tensor) else 1
 
 
 def check_foreign(settings: Settings) -> None:

@@ -77,31 +77,32 @@ class Settings:
             )
         return parse_blocks(self.blocks, count)
 
-    def factors(self, batch: Batch, *, only_positive: bool) -> list[float]:
+    def factors(self, batch: Batch, blacks: Sequence[bool], *, only_positive: bool) -> list[float]:
         """What each row's control is multiplied with; 0 where it gets none.
 
-        Rows whose side nobody knows get it in full, and rows whose part of the mask is black none.
+        Rows whose side nobody knows get it in full, and rows whose part of the mask is black none;
+        blacks: which those are, as `black` tells.
         """
         of_frames = self.frames.factors(batch.total) if self.frames else (1.0,) * batch.total
-        rows = zip(batch.sides, self._black(batch), strict=True)
+        rows = zip(batch.sides, blacks, strict=True)
         return [
             0.0 if black or (only_positive and side == NEGATIVE) else of_frames[batch.place(row)[1]]
             for row, (side, black) in enumerate(rows)
         ]
 
-    def why_nobody(self, batch: Batch, *, only_positive: bool) -> str:
+    def why_nobody(self, batch: Batch, blacks: Sequence[bool], *, only_positive: bool) -> str:
         """Why all factors of a batch are 0, in a few words."""
         if only_positive and all(side == NEGATIVE for side in batch.sides):
             return "no row of this side"
-        return "outside of the mask" if all(self._black(batch)) else "no picture"
+        return "outside of the mask" if all(blacks) else "no picture"
 
-    def _black(self, batch: Batch) -> list[bool]:
+    def black(self, batch: Batch) -> tuple[bool, ...]:
         """Whether each row's part of the mask is 0 throughout."""
         if self.mask is None:
-            return [False] * len(batch)
+            return (False,) * len(batch)
         places = (batch.place(row) for row in range(len(batch)))
         cuts = (self._cut(frame, batch.prompts[prompt]) for prompt, frame in places)
-        return [not cut.any() for cut in cuts]
+        return tuple(not cut.any() for cut in cuts)
 
     def mask_for(self, batch: Batch, rows: Sequence[int]) -> Tensor | None:
         """The mask (1 or rows, H, W) of these rows, cut to their areas."""

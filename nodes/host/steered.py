@@ -89,6 +89,7 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.clock: Clock | None = None
         self.weights: tuple[float, ...] | None = None
         self.reuse = Reuse(1)
+        self.blacks: dict[Batch, tuple[bool, ...]] = {}
         self.extra_hooks = row_hooks()
 
     def copy_to(self, other: Any) -> None:
@@ -126,6 +127,10 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         self.timestep_range = tuple(float(torch.tensor(edge)) for edge in self.timestep_range)
         self.clock = Clock(percent_to_timestep_function)
         self.reuse = Reuse(self.settings.reuse)
+        self.blacks.clear()
+        # AnimateDiff asks for it before it samples in windows, and which one it is stands in the
+        # options as well. Outside of a sampling Advanced-ControlNet takes what has it for its own.
+        self.sub_idxs = None
         if self.applied is not None:
             self.applied.begin(id(self))
         if self.record is not None:
@@ -159,6 +164,8 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         super().cleanup()
         self.clock = None
         self.reuse = Reuse(1)
+        self.blacks.clear()
+        vars(self).pop("sub_idxs", None)
 
     def cleanup(self) -> None:
         """Drops what belongs to one sampling."""
@@ -206,12 +213,13 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
             now = clock.at(call.t, call.options)
             strength, reason = self._strength(clock, now)
         batch = call.batch
-        factors = self.settings.factors(batch, only_positive=self.only_positive)
+        blacks = self._blacks(batch)
+        factors = self.settings.factors(batch, blacks, only_positive=self.only_positive)
         rows = tuple(row for row, factor in enumerate(factors) if factor)
         counted = len(batch) if strength else 0
         if not rows and strength:
             strength = 0.0
-            reason = self.settings.why_nobody(batch, only_positive=self.only_positive)
+            reason = self.settings.why_nobody(batch, blacks, only_positive=self.only_positive)
         self._tell(now, strength, reason, rows, counted)
         if not strength:
             return previous
@@ -219,6 +227,14 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
             rows = tuple(range(len(batch)))
         place = Place(strength, batch, rows, tuple(factors[row] for row in rows))
         return merged(self._own(call, place, now), previous)
+
+    def _blacks(self, batch: Batch) -> tuple[bool, ...]:
+        """Which rows have a black part of the mask, looked at once in a sampling."""
+        if self.clock is None:
+            return self.settings.black(batch)
+        if batch not in self.blacks:
+            self.blacks[batch] = self.settings.black(batch)
+        return self.blacks[batch]
 
     def _previous(self, call: Call) -> HostResiduals | None:
         """What the controls before this one in the chain give."""

@@ -97,6 +97,25 @@ def test_modes_multiply_the_residuals_with_the_core_s_numbers(applied, family: s
     assert all("a1111, diffusers" in sentence for sentence in refused.values())
 
 
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("union", 10), ("Control-LoRA", 13), ("difference", 7), ("light adapter", 4), ("SD 2.1", 13)],
+)
+def test_modes_are_the_core_s_for_nets_of_every_kind(applied, kind: str, count: int) -> None:
+    answer = applied("modes", "kinds")[kind]
+    assert answer["count"] == count
+    assert answer["size"] > 0.1
+    assert max(answer["prompt"]["apart"] + answer["control"]["apart"]) <= ROUNDING
+    assert answer["prompt"]["rows"] == [2]
+    assert answer["control"]["rows"] == [1], "the negative prompt's row isn't computed"
+
+
+def test_modes_are_refused_for_nets_without_residuals(applied) -> None:
+    refused = applied("modes", "kinds")["ControlNet-LLLite"]
+    assert len(refused) == 2
+    assert all("a ControlNet-LLLite has none: choose balanced" in one for one in refused)
+
+
 def test_a_mode_is_a_net_with_weaker_zero_convolutions(applied) -> None:
     answer = applied("modes", "scaled")
     assert answer["by hand"] <= ROUNDING
@@ -192,6 +211,10 @@ def test_residuals_are_used_again_for_as_many_steps_as_are_set(applied) -> None:
     assert answer["window"] == 2
 
 
+def test_steps_are_counted_where_sigmas_rise(applied) -> None:
+    assert applied("time", "rising") == {"net": 3, "steps": [0, 1, 2, 3, 4]}
+
+
 # --- frames ---
 
 
@@ -229,10 +252,14 @@ def test_windows_of_animatediff_are_as_the_host_s(applied) -> None:
     assert answer["afterwards"] is False, "Advanced-ControlNet would take it for its own"
 
 
-def test_animatediff_refuses_nets_whose_hints_would_be_of_other_pictures(applied) -> None:
-    refused = applied("frames", "animatediff")["refused"]
-    assert len(refused) == 2
-    assert all("Control type HostForeign" in sentence for sentence in refused.values())
+def test_nets_of_the_host_s_loader_get_the_hints_of_their_window(applied) -> None:
+    answer = applied("frames", "foreign")
+    for windows in ("the host's", "AnimateDiff's"):
+        for net in ("net", "adapter", "chain"):
+            assert answer[f"{net} in {windows}"]["alone"] <= ROUNDING, (net, windows)
+            assert answer[f"{net} in {windows}"]["effect"] > 0.1, (net, windows)
+    assert answer["given"] == [[[0, 1], [5, 7]], [[2, 0], [5, 5]]], "3 hints, and 2 masks"
+    assert answer["left"] == [3, 2]
 
 
 def test_windows_that_overlap_reuse_their_own_residuals(applied) -> None:

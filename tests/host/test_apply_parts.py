@@ -50,6 +50,12 @@ def test_rows_under_a_black_mask_are_not_computed(applied, masked: str, rows: li
     assert answer["reasons"] == ([] if rows else ["outside of the mask"])
 
 
+def test_masks_are_looked_at_once_in_a_sampling(applied) -> None:
+    answer = applied("parts", "looks")
+    assert answer["looks"] == 2, "for the areas together, and for what has none"
+    assert answer["net"] == [], "black since"
+
+
 def test_the_record_says_why_nobody_gets_anything(applied) -> None:
     assert applied("parts", "reasons") == {
         "frames": ["no picture"],

@@ -51,6 +51,17 @@ def test_without_the_demo_model_s_names_only_its_node_is_missing(loads) -> None:
     assert set(loads["nothing"]["nodes"]) - set(found["nodes"]) == {TINY}
 
 
+def test_without_the_interface_for_nodes_one_line_says_so(loads) -> None:
+    found = loads["interface"]
+    (line,) = found["lines"]
+    assert "This version of ComfyUI lacks" in line
+    assert "comfy_api.v0_0_2" in line
+    assert line.endswith("update ComfyUI (0.3.64 or later).")
+    assert "\n" not in line
+    assert not found["loaded"]
+    assert found["nodes"] == []
+
+
 @pytest.mark.parametrize("time", ["nothing", "again"])
 def test_with_nothing_missing_there_is_no_line(loads, time: str) -> None:
     assert loads[time]["lines"] == []

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from apply_stage import Stage, apart, control_of, replaced, tensors
+from apply_stage import Stage, apart, control_of, on_stage, replaced, tensors
 from torch import Tensor
 from world import World, distance
 
@@ -199,15 +199,4 @@ def crop_by_others(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world))
-            return act(made[0])
-
-        return run
-
-    acts = (crops, alone, masks, tiles, crop_by_others)
-    return {act.__name__: on(act) for act in acts}
+    return on_stage(crops, alone, masks, tiles, crop_by_others)

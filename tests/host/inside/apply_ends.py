@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.model_management
 import torch
-from apply_stage import Stage, control_of, replaced
+from apply_stage import Stage, control_of, on_stage, replaced
 from torch import Tensor
 from world import World, bytes_held, distance, sentence
 
@@ -177,19 +178,6 @@ def refused(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world, size=(8, 8)))
-            return act(made[0])
-
-        return run
-
     kinds = ("interrupt", "memory", "error")
-    return {
-        **{act.__name__: on(act) for act in (inputs, written, refused)},
-        **{f"stopped {kind}": on(lambda stage, kind=kind: stopped(stage, kind)) for kind in kinds},
-        "memory": memory,
-    }
+    early = {f"stopped {kind}": partial(stopped, kind=kind) for kind in kinds}
+    return {**on_stage(inputs, written, refused, size=(8, 8), **early), "memory": memory}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import comfy.context_windows
+import comfy.controlnet
 import torch
-from apply_stage import Controls, Stage, before, control_of, tensors
+from apply_stage import Controls, Stage, before, control_of, on_stage, tensors
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from equal import adapter_state
 from torch import Tensor
 from world import World, distance, sentence
 
@@ -77,25 +80,21 @@ def windows(stage: Stage) -> Any:
 
 
 def animatediff(stage: Stage) -> Any:
-    """The same with windows in AnimateDiff's way, for one net, for two, and for a host's net."""
-    model = stage.model.clone()
-    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "AnimateDiff", sliding)
+    """The same with windows in AnimateDiff's way, for one net and for two."""
+    model = animated(stage)
     found = by_windows(stage, model)
-    theirs = stage.applied(stage.world.theirs(stage.path))
-    refused = {
-        "alone": theirs,
-        "in front": stage.applied(prompts=theirs),
-    }
     chain = stage.applied(prompts=stage.applied())
     return {
         **found,
         "chain": sentence(lambda: stage.sample(chain, model)),
         "afterwards": hasattr(control_of(chain), "sub_idxs"),
-        "refused": {
-            name: sentence(lambda prompts=prompts: stage.sample(prompts, model, batch=BATCH))
-            for name, prompts in refused.items()
-        },
     }
+
+
+def animated(stage: Stage) -> Any:
+    model = stage.model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "AnimateDiff", sliding)
+    return model
 
 
 def sliding(
@@ -122,22 +121,76 @@ def give_window(control: Any, window: list[int]) -> None:
     control.sub_idxs = window
 
 
-def by_windows(stage: Stage, model: Any) -> Any:
-    """What a model gives that samples in windows of two pictures."""
+def foreign(stage: Stage) -> Any:
+    """Nets of the host's loader in windows of both kinds, which know none."""
+    world, other = stage.world, Stage(stage.world, "sd", (8, 8))
+    adapter = world.save("frames t2i", adapter_state(world, channels=(64, 128, 256, 256)))
+    found: dict[str, Any] = {}
+    for windows, model_of in (
+        ("the host's", lambda stage: windowed(stage, 2, 0)),
+        ("AnimateDiff's", animated),
+    ):
+        for name, here, path in (("net", stage, stage.path), ("adapter", other, adapter)):
+            answer = by_windows(here, model_of(here), world.theirs(path))
+            found[f"{name} in {windows}"] = answer
+        before_it = stage.applied(strength=0.5)
+        answer = by_windows(stage, model_of(stage), world.theirs(stage.path), before_it)
+        found[f"chain in {windows}"] = answer
+    return {**found, **noted(stage)}
+
+
+class Notes(comfy.controlnet.ControlBase):
+    """Stands in for a net of the host with a mask: notes the numbers of its hints and masks."""
+
+    def __init__(self, seen: list[Any]) -> None:
+        super().__init__()
+        self.seen, self.concat_mask = seen, True
+
+    def copy(self) -> Notes:
+        other = Notes(self.seen)
+        self.copy_to(other)
+        return other
+
+    def get_control(self, *_: Any) -> None:
+        given = (self.cond_hint_original, *self.extra_concat_orig)
+        self.seen.append([[round(10 * float(one.max())) for one in several] for several in given])
+
+
+def noted(stage: Stage) -> Any:
+    """The hints and masks that a net reads in two windows of two pictures, and what is left."""
+    seen: list[Any] = []
+    hints = torch.stack([torch.full((64, 64, 3), number / 10 + 0.01) for number in range(3)])
+    masks = torch.stack([torch.full((64, 64), number) for number in (0.5, 0.3)])
+    prompts = stage.applied(Notes(seen), hint=hints, inpaint_mask=masks[[0, 1, 0]])
+    inner = control_of(prompts).inner
+    inner.extra_concat_orig = [mask[:2] for mask in inner.extra_concat_orig]
+    stage.sample(prompts, windowed(stage, 2, 0), batch=BATCH)
+    return {
+        "given": seen[:2],
+        "left": [len(inner.cond_hint_original), len(inner.extra_concat_orig[0])],
+    }
+
+
+def by_windows(stage: Stage, model: Any, control: Any = None, prompts: Any = None) -> Any:
+    """What a model gives that samples in windows of two pictures.
+
+    control: instead of the stage's; prompts: that it is put on.
+    """
     several = stage.world.hint(64, 64, batch=BATCH)
     masks = torch.rand(BATCH, 64, 64, generator=torch.Generator().manual_seed(2))
     noise = stage.noise(BATCH)
-    prompts = stage.applied(hint=several, mask=masks, options=curve(stage))
+    put = partial(stage.applied, control, prompts=prompts)
     with stage.counted() as counts:
-        found = stage.sample(prompts, model, batch=BATCH)
+        whole = put(hint=several, mask=masks, options=curve(stage))
+        found = stage.sample(whole, model, batch=BATCH)
     parts: list[Tensor] = []
     for first, text in ((0, "1, 0"), (2, "0.25, 0.5")):
         part = slice(first, first + 2)
-        alone = stage.applied(hint=several[part], mask=masks[part], options=curve(stage, text))
+        alone = put(hint=several[part], mask=masks[part], options=curve(stage, text))
         parts.append(stage.sample(alone, noise=noise[part]))
     return {
         "alone": distance(found, torch.cat(parts)),
-        "effect": distance(found, stage.sample(None, model, batch=BATCH)),
+        "effect": distance(found, stage.sample(prompts, model, batch=BATCH)),
         "encoded": [hint.shape[0] for hint in counts.hints],
         "rows": counts.net,
         "unet": counts.unet,
@@ -227,15 +280,5 @@ def union(world: World) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world, size=(8, 8)))
-            return act(made[0])
-
-        return run
-
-    acts = (factors, hints, windows, animatediff, overlapping, memory)
-    return {**{act.__name__: on(act) for act in acts}, "union": union}
+    acts = (factors, hints, windows, animatediff, foreign, overlapping, memory)
+    return {**on_stage(*acts, size=(8, 8)), "union": union}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from apply_stage import Stage, control_of, replaced
+from apply_stage import Stage, control_of, on_stage, replaced
 from torch import Tensor
 from world import World
 
@@ -103,7 +103,4 @@ def steps_apart(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        return lambda world: act(Stage(world, size=(8, 8)))
-
-    return {act.__name__: on(act) for act in (latents, steps_apart)}
+    return on_stage(latents, steps_apart, size=(8, 8))

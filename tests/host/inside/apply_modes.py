@@ -7,11 +7,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import comfy.model_base
 import torch
-from apply_stage import Stage, apart, control_of, ratios, tensors
-from equal import adapter_state
+from apply_stage import Stage, apart, before, control_of, ratios, tensors
+from equal import adapter_state, difference_state, lora_state, union_state
+from lllite import Case
 from torch import Tensor
-from world import World, distance, sentence
+from world import SD, TEXT, Small, World, base_model, distance, sentence
 
 PROMPT, CONTROL = "my prompt is more important", "ControlNet is more important"
 NETS = {
@@ -21,6 +23,14 @@ NETS = {
     "t2i_xl": ("xl", {"kind": "xl"}),
 }
 CHANNELS = (64, 128, 256, 256)
+SD21_TEXT = 1024
+
+
+class Predicts(Small):
+    """As SD 2.1: what it predicts is v."""
+
+    def model_type(self, *_: Any, **__: Any) -> Any:
+        return comfy.model_base.ModelType.V_PREDICTION
 
 
 def weights(family: str) -> Callable[[World], Any]:
@@ -69,6 +79,82 @@ def size(control: Any) -> float:
 
 def rows_of(item: Tensor | None, row: int) -> Tensor | None:
     return None if item is None else item[row:][:1]
+
+
+def kinds(world: World) -> Any:
+    """Nets of other kinds: what each mode scales them by, and whose rows it computes."""
+    wide = {**SD, "context_dim": SD21_TEXT, "use_linear_in_transformer": True}
+    world.sd21 = base_model(wide, kind=Predicts)
+    typed = world.pack("nodes.union").SetControlType.execute
+    light = {"channels": CHANNELS, "kind": "light", "num_res_blocks": 4}
+    table: dict[str, tuple[str, str, Any]] = {
+        "union": ("xl", "sdxl", union_state(world, world.xl)),
+        "Control-LoRA": ("sd", "sd15", lora_state(world, world.sd)),
+        "difference": ("demo", "", difference_state(world, world.demo)),
+        "light adapter": ("sd", "t2i", adapter_state(world, **light)),
+        "SD 2.1": ("sd21", "sd21", None),
+    }
+    found = {}
+    for name, (base, family, state) in table.items():
+        stage = Stage(world, base, (8, 8))
+        if state is not None:
+            stage.control = world.ours(world.save(f"kinds {name}", state))
+        if name == "union":
+            stage.control = typed(stage.control, "depth").args[0]
+        if name == "SD 2.1":
+            stage.prompts = wide_prompts(stage.prompts)
+        found[name] = modes_of(world, stage, family)
+    lllite = Case(world)
+    given = (*lllite.prompts, lllite.control, lllite.hint, 1.0, 0.0, 1.0)
+    found["ControlNet-LLLite"] = [
+        sentence(lambda mode=mode: world.apply.ApplyControlNet.execute(*given, mode=mode))
+        for mode in (PROMPT, CONTROL)
+    ]
+    return found
+
+
+def wide_prompts(prompts: Any) -> Any:
+    """The prompts in SD 2.1's width."""
+    return [[[text.repeat(1, 1, SD21_TEXT // TEXT), o] for text, o in side] for side in prompts]
+
+
+def modes_of(world: World, stage: Stage, family: str) -> Any:
+    """How far each side's residuals are from the balanced ones times the core's numbers.
+
+    With the rows that the net computes, and whether the two sides' balanced residuals differ.
+    """
+    plain, found = stage.controls(stage.applied(), steps=1)[0], {}
+    count = len(tensors(plain))
+    # The embedded model has another depth, and the original's formula over that.
+    original = [0.825 ** (count - 1 - index) for index in range(count)]
+    for mode, name in ((PROMPT, "prompt"), (CONTROL, "control")):
+        rows: list[int] = []
+        with before(
+            type(stage.net), "forward", lambda _, x, *__, rows=rows, **___: rows.append(len(x))
+        ):
+            got = stage.controls(stage.applied(mode=mode), steps=1)[0]
+        curve = "a1111" if family in ("sdxl", "t2i") else "original"
+        numbers = world.core.block_weights(name, family, curve) if family else original
+        sides = [
+            apart(row_of(got, row), row_of(plain, row), [factor * number for number in numbers])
+            for row, factor in (
+                (0, name == "prompt"),
+                (1, 1),
+            )  # the host puts the positive side last
+        ]
+        found[name] = {"apart": sides, "rows": rows}
+    return {**found, "count": count, "size": size(plain)}
+
+
+def row_of(control: Any, row: int) -> Any:
+    """One row of a call's residuals; those of one row are every row's."""
+    return {
+        slot: [
+            None if item is None else item.expand(2, *item.shape[1:])[row : row + 1]
+            for item in items
+        ]
+        for slot, items in control.items()
+    }
 
 
 def scaled(world: World) -> Any:
@@ -214,5 +300,5 @@ def options(world: World) -> Any:
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
     return {
         **{f"weights {family}": weights(family) for family in NETS},
-        **{act.__name__: act for act in (scaled, blocks, doors, nothing, options)},
+        **{act.__name__: act for act in (kinds, scaled, blocks, doors, nothing, options)},
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from apply_areas import CONTROL, LEFT, left_to_tiler, regions
-from apply_stage import Stage, apart, before, control_of
+from apply_stage import Stage, apart, before, control_of, on_stage
 from equal import adapter_state, union_state
 from torch import Tensor
 from world import World, distance, sentence
@@ -148,6 +148,20 @@ def black(stage: Stage) -> Any:
     return found
 
 
+def looks(stage: Stage) -> Any:
+    """How often masks are looked at, and whether one is that was written into since."""
+    mask = torch.zeros(1, 128, 128)
+    mask[..., LEFT] = 1
+    prompts = stage.applied(prompts=regions(stage), mask=mask)
+    settings, calls = type(control_of(prompts).settings), []
+    with before(settings, "black", lambda *_: calls.append(1)):
+        stage.sample(prompts, steps=3)
+    mask.zero_()
+    with stage.counted() as counts:
+        stage.sample(prompts, steps=1)
+    return {"looks": len(calls), "net": counts.net}
+
+
 def reasons(stage: Stage) -> Any:
     """Why nobody gets anything, as the record has it."""
     timing = stage.options.ControlTiming.execute("timesteps (ComfyUI)", "0").args[0]
@@ -247,15 +261,5 @@ def overshoot(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world))
-            return act(made[0])
-
-        return run
-
-    acts = (rolled, handed, drift, black, reasons, overshoot)
-    return {**{act.__name__: on(act) for act in acts}, "union": union, "odd": odd}
+    acts = (rolled, handed, drift, black, looks, reasons, overshoot)
+    return {**on_stage(*acts), "union": union, "odd": odd}

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from apply_stage import Stage, before, control_of
+from apply_stage import Stage, before, control_of, on_stage
 from equal import adapter_state, difference_state, lora_state
 from world import World, distance, sentence
 
@@ -135,18 +135,5 @@ def bf16_refused(world: World) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world, size=(8, 8)))
-            return act(made[0])
-
-        return run
-
-    return {
-        **{act.__name__: on(act) for act in (report, sent, record)},
-        "bf16": bf16,
-        "bf16 refused": bf16_refused,
-    }
+    acts = on_stage(report, sent, record, size=(8, 8))
+    return {**acts, "bf16": bf16, "bf16 refused": bf16_refused}

@@ -9,7 +9,7 @@ import comfy.hooks
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from apply_stage import Stage, before, control_of
+from apply_stage import Stage, before, control_of, on_stage
 from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import Guider_PerpNeg
@@ -182,15 +182,4 @@ def other_hooks(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world))
-            return act(made[0])
-
-        return run
-
-    acts = (both_sides, dual, perp_neg, alone, without_apply, hooks, dynamic, other_hooks)
-    return {act.__name__: on(act) for act in acts}
+    return on_stage(both_sides, dual, perp_neg, alone, without_apply, hooks, dynamic, other_hooks)

@@ -109,10 +109,12 @@ class Stage:
             disable_pbar=True,
         )
 
-    def guided(self, guider: Any, steps: int = 3) -> Tensor:
-        """Latents of a guider."""
+    def guided(self, guider: Any, steps: int = 3, *, flipped: bool = False) -> Tensor:
+        """Latents of a guider; flipped: with the sigmas of Flip Sigmas."""
         sampling = self.model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
+        if flipped:
+            sigmas = torch.cat([torch.tensor([1e-4]), sigmas.flip(0)[1:]])
         noise = self.noise()
         return guider.sample(
             noise,
@@ -145,6 +147,10 @@ class Stage:
             before(self.unet, "forward", lambda x, *_, **__: counts.unet.append(x.shape[0])),
         ):
             yield counts
+
+
+Act = Callable[[Stage], Any]
+"""What a case does on its stage."""
 
 
 def rows_of(x: Tensor, _: Any, __: Any, context: Tensor, *___: Any) -> int:
@@ -200,6 +206,23 @@ def logged(level: int = logging.WARNING) -> Iterator[list[str]]:
         yield lines
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def on_stage(
+    *acts: Act, size: tuple[int, int] = SIZE, **named: Act
+) -> dict[str, Callable[[World], Any]]:
+    """Cases by name that share a stage of the demo model, which is made for the first of them."""
+    made: list[Stage] = []
+
+    def on(act: Act) -> Callable[[World], Any]:
+        def run(world: World) -> Any:
+            if not made:
+                made.append(Stage(world, size=size))
+            return act(made[0])
+
+        return run
+
+    return {name: on(act) for name, act in [*((act.__name__, act) for act in acts), *named.items()]}
 
 
 def tensors(control: Controls) -> list[Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.samplers
 import torch
-from apply_stage import Stage, before, control_of
+from apply_stage import Stage, before, control_of, on_stage
 from world import World
 
 EDGES = [(0.0, 1.0), (0.0, 0.0), (1.0, 1.0), (0.3, 0.7), (0.5, 0.5), (0.0, 0.25), (0.75, 1.0)]
@@ -111,15 +112,17 @@ def reuse(stage: Stage) -> Any:
     return found
 
 
+def rising(stage: Stage) -> Any:
+    """Sigmas that rise, as Flip Sigmas makes them: steps and reuse."""
+    options = stage.options.ControlSpeed.execute(2).args[0]
+    options = stage.options.ControlTiming.execute(STEPS, "", options).args[0]
+    prompts = stage.applied(options=options, window=(0.0, 0.7))
+    guider = comfy.samplers.CFGGuider(stage.model)
+    guider.set_conds(*prompts)
+    with stage.counted() as counts:
+        stage.guided(guider, 6, flipped=True)
+    return {"net": len(counts.net), "steps": sorted(control_of(prompts).applied.counts.steps)}
+
+
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world, size=(8, 8)))
-            return act(made[0])
-
-        return run
-
-    return {act.__name__: on(act) for act in (as_host, steps, schedules, zero_in_between, reuse)}
+    return on_stage(as_host, steps, schedules, zero_in_between, reuse, rising, size=(8, 8))

@@ -8,7 +8,7 @@ from typing import Any
 
 import comfy.controlnet
 import torch
-from apply_stage import Stage, control_of, replaced
+from apply_stage import Stage, control_of, on_stage, replaced
 from comfy_extras.nodes_easycache import EasyCacheNode
 from torch import Tensor
 from torch.nn import functional as F
@@ -164,14 +164,4 @@ def caches(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    made: list[Stage] = []
-
-    def on(act: Callable[[Stage], Any]) -> Callable[[World], Any]:
-        def run(world: World) -> Any:
-            if not made:
-                made.append(Stage(world))
-            return act(made[0])
-
-        return run
-
-    return {act.__name__: on(act) for act in (weights, mask, reuse, caches)}
+    return on_stage(weights, mask, reuse, caches)

@@ -62,5 +62,8 @@ found = {"nothing": loaded()}
 for name, names in LACKING.items():
     with without(*names):
         found[name] = loaded()
+kept, sys.modules["comfy_api.v0_0_2"] = sys.modules["comfy_api.v0_0_2"], None
+found["interface"] = loaded()
+sys.modules["comfy_api.v0_0_2"] = kept
 found["again"] = loaded()
 report(**found)  # noqa: F821
