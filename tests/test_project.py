@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import tomllib
 
+from controlnet_pack.scripts import file_guide
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "tests" / "requirements"
 # Folders of the machine that a file was written on: they exist on no other.
@@ -86,6 +88,12 @@ def test_the_wheel_holds_all_that_a_package_reads(pyproject, package):
     held = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
     files = {path for path in (ROOT / package).rglob("*.*") if path.is_file()}
     assert {path for path in files - held if path.suffix not in (".py", ".pyc")} == set()
+
+
+def test_every_module_has_its_line_in_the_guide():
+    _, guide, _ = file_guide.split(text("CONTRIBUTING.md"))
+    # Where this fails: python scripts/file_guide.py
+    assert guide == file_guide.guide()
 
 
 def test_archive_leaves_the_tests_out():
