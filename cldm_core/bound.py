@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .eight_bits import SCALES, is_8_bit, widened
 from .errors import CheckpointMismatch, CldmError, FamilyMismatch
 
 Base = Mapping[str, Tensor] | Callable[[str], Tensor]
@@ -22,8 +23,6 @@ Base = Mapping[str, Tensor] | Callable[[str], Tensor]
 
 BASE_PREFIXES = ("", "diffusion_model.", "model.diffusion_model.")
 STORED_NAMES = ("weight", "bias", "up", "down")
-SCALES = ("scale_weight", "weight_scale")
-"""What a layer's 8-bit weight is to be multiplied with, beside it (comfy/utils.py)."""
 _PROBE = "input_blocks.0.0.weight"
 
 
@@ -85,13 +84,7 @@ class BaseWeights:
         scale = self._scale(key)
         if value is None or scale is None:
             return value
-        rows = scale.float().reshape(-1, *[1] * (value.ndim - 1)).to(value.device)
-        if len(rows) not in (1, len(value)):
-            raise CheckpointMismatch(
-                f"The base model has {scale.numel()} scales for {key} of shape "
-                f"{tuple(value.shape)}, expected 1 or one for each row: its file is damaged."
-            )
-        return value.float() * rows
+        return widened(value, scale, key, "The base model")
 
     def _stored(self, key: str) -> Tensor | None:
         try:
@@ -170,7 +163,7 @@ class Composed(nn.Module):
         if own is None:
             return value.to(x.device, x.dtype)
         # Summed in the file's type, as the host does; in types of 8 bits nothing can be summed.
-        dtype = own.dtype if own.dtype.itemsize > 1 else x.dtype
+        dtype = x.dtype if is_8_bit(own.dtype) else own.dtype
         return (own.to(x.device, dtype) + value.to(x.device, dtype)).to(x.dtype)
 
 

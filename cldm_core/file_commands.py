@@ -19,6 +19,7 @@ from .checkpoint.load import unet_part
 from .checkpoint.quantise import retyped
 from .checkpoint.read import Checkpoint, StateDict, read, read_header
 from .checkpoint.write import FOREIGN_HINT_KEY, HINT_KEY
+from .eight_bits import is_8_bit
 from .errors import UnsupportedCheckpoint
 from .file_checks import check_roles, check_target
 from .low_rank import extract_control_lora
@@ -223,7 +224,7 @@ def _add_control(arguments: argparse.Namespace) -> None:
     check_roles({"base": arguments.base})
     base = read(arguments.base)
     dtype = NAMED_TYPES.get(arguments.dtype)
-    if dtype is None and any(value.itemsize == 1 for value in unet_part(base).values()):
+    if dtype is None and any(is_8_bit(value.dtype) for value in unet_part(base).values()):
         dtype = torch.float16
     if arguments.whole:
         _check_whole(base)
@@ -317,7 +318,7 @@ def _pooling(arguments: argparse.Namespace) -> bool | None:
 def _wide_type(arguments: argparse.Namespace) -> torch.dtype | None:
     """What results are computed in: types of 8 bits are for the file alone."""
     dtype = NAMED_TYPES.get(arguments.dtype)
-    return torch.float32 if dtype is not None and dtype.itemsize == 1 else dtype
+    return torch.float32 if is_8_bit(dtype) else dtype
 
 
 def _write(
@@ -340,7 +341,7 @@ def _write(
         kept = {k: v for k, v in kept.items() if k not in (HINT_KEY, FOREIGN_HINT_KEY)}
     made = Checkpoint(state, {**kept, **texts}, arguments.out.name)
     dtype = NAMED_TYPES.get(arguments.dtype)
-    narrow = dtype if dtype is not None and dtype.itemsize == 1 else None
+    narrow = dtype if is_8_bit(dtype) else None
     _tell(arguments.out, convert(made, arguments.out, dtype=narrow, metadata=provenance(**files)))
 
 

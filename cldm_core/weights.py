@@ -19,6 +19,7 @@ from .checkpoint.load import contents, stored_config, unet_part
 from .checkpoint.quantise import narrowed
 from .checkpoint.read import Checkpoint, Source, StateDict, read
 from .checkpoint.write import noted_hint, stored_pooling
+from .eight_bits import is_8_bit
 from .errors import CheckpointMismatch
 
 TWIN_PARTS = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
@@ -139,4 +140,4 @@ def _computable(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def _is_narrow(state: Mapping[str, Tensor]) -> bool:
-    return any(value.dtype.itemsize == 1 for value in state.values())
+    return any(is_8_bit(value.dtype) for value in state.values())

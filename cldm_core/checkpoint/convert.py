@@ -16,6 +16,7 @@ from ..bound import Base
 from ..config import ControlNetConfig
 from ..control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, LORA_MARKER, BoundControlNet
 from ..controlnet import ControlNet
+from ..eight_bits import is_8_bit
 from ..errors import CldmError, UnsupportedCheckpoint
 from .describe import base_name
 from .detect_t2i import diffusers_t2i
@@ -100,7 +101,7 @@ def convert(
     config = net.config
     if isinstance(config, ControlNetConfig):
         config = replace(config, global_average_pooling=bool(pooling))
-    if scaled and not net.scales and (dtype is None or dtype.itemsize > 1):
+    if scaled and not net.scales and not is_8_bit(dtype):
         raise CldmError("Only weights of 8 bits are scaled: choose fp8_e4m3fn or fp8_e5m2.")
     state, told = _retyped(net, dtype, scaled)
     state = _laid_out(net, state, layout or layout_of(net.kind, inner(checkpoint.tensors)))
@@ -197,7 +198,7 @@ def _retyped(
         return state, []
     if net.scales:
         state = unified(state, torch.float32, net.name)
-    if dtype.itemsize > 1:
+    if not is_8_bit(dtype):
         return retyped(state, dtype), []
     if scaled or net.scales:
         return retyped(state, dtype, scaled=True), []

@@ -1,8 +1,4 @@
-"""The number types that weights are stored in: made one, and widened where no layer computes in it.
-
-Scaled 8-bit files follow ComfyUI: `LAYER.scale_weight` or `LAYER.weight_scale` holds what the
-layer's weight is to be multiplied with (comfy/utils.py, convert_old_quants).
-"""
+"""The number types that weights are stored in: made one, widened where no layer computes in it."""
 
 from __future__ import annotations
 
@@ -11,6 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from ..eight_bits import SCALES, is_8_bit, widened
 from ..errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .read import StateDict
 
@@ -30,7 +27,7 @@ NAMED_TYPES = {
     "fp8_e5m2": torch.float8_e5m2,
 }
 """What weights can be converted to, by the names that users type."""
-_SCALES = (".scale_weight", ".weight_scale")
+_SCALES = tuple(f".{name}" for name in SCALES)
 # What such files hold for kernels that multiply in 8 bits.
 _UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
 _MARKER = "scaled_fp8"
@@ -82,8 +79,8 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
             )
     if dtype is None and weights:
         dtype = common_type(weights)
-        dtype = torch.float32 if dtype.itemsize == 1 else dtype
-    narrow = dtype is not None and dtype.itemsize == 1
+        dtype = torch.float32 if is_8_bit(dtype) else dtype
+    narrow = is_8_bit(dtype)
     if narrow and scales:
         raise CldmError(
             f"{name} has weights of 8 bits with scales, which are multiplied in when it is loaded: "
@@ -101,18 +98,5 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
                 f"{name} has a scale for {key}, but no such weight: the file is damaged or was "
                 f"cut apart."
             )
-        converted[key] = _scaled(weights[key], scale, dtype, key, name)
+        converted[key] = widened(weights[key], scale, key, name).to(dtype)
     return {key: converted[key] for key in weights}
-
-
-def _scaled(
-    weight: Tensor, scale: Tensor, dtype: torch.dtype | None, key: str, name: str
-) -> Tensor:
-    """weight times a number for all of it or one for each of its rows, multiplied in fp32."""
-    if scale.numel() not in (1, weight.shape[0] if weight.ndim else 1):
-        raise CheckpointMismatch(
-            f"{name} has {scale.numel()} scales for {key} of shape {tuple(weight.shape)}, expected "
-            f"1 or one for each row."
-        )
-    rows = scale.float().reshape(-1, *[1] * (weight.ndim - 1)) if weight.ndim else scale.float()
-    return (weight.float() * rows).to(dtype)

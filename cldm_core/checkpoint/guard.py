@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..eight_bits import is_8_bit
 from ..errors import CheckpointMismatch, DamagedCheckpoint
 from .firstbytes import kind_of
 
@@ -139,7 +140,7 @@ def _are_finite(tensors: list[Tensor]) -> bool:
     """Whether all numbers of all tensors are finite; tensors of one type and device at a time."""
     groups: dict[Any, list[Tensor]] = {}
     for value in tensors:
-        wide = value.float() if value.dtype.itemsize == 1 else value
+        wide = value.float() if is_8_bit(value.dtype) else value
         groups.setdefault((wide.dtype, wide.device), []).append(wide)
     for group in groups.values():
         flat = group[0] if len(group) == 1 else torch.cat([value.flatten() for value in group])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..control_lora import OWN_PARTS
+from ..eight_bits import is_8_bit
 from ..errors import CldmError
 from .dtypes import type_name
 from .read import StateDict
@@ -28,7 +29,7 @@ def narrowed(value: Tensor, dtype: torch.dtype, key: str) -> Tensor:
         # 8-bit types have no largest number of their own.
         largest = float(value.float().abs().amax())
         if largest > most:
-            advice = "store it scaled, or in fp16" if dtype.itemsize == 1 else "use bf16 or fp32"
+            advice = "store it scaled, or in fp16" if is_8_bit(dtype) else "use bf16 or fp32"
             raise CldmError(
                 f"{key} has numbers up to {largest:.4g} and {type_name(dtype)} ends at {most:.4g}: "
                 f"{advice}."
@@ -49,7 +50,7 @@ def retyped(state: StateDict, dtype: torch.dtype, *, scaled: bool = False) -> di
     Weights that are no layer's `.weight` stay in fp16 then. ComfyUI's own loader of ControlNets
     (0.3.64) knows no scales, this pack's does. Raises CldmError where numbers don't fit the type.
     """
-    if dtype.itemsize > 1:
+    if not is_8_bit(dtype):
         return {key: narrowed(value, dtype, key) for key, value in state.items()}
     result: dict[str, Tensor] = {}
     for key, value in state.items():
@@ -71,7 +72,7 @@ def kept_wide(state: StateDict) -> tuple[str, ...]:
     return tuple(
         key
         for key, value in state.items()
-        if value.ndim >= 2 and value.dtype.itemsize > 1 and not key.startswith(OWN_PARTS)
+        if value.ndim >= 2 and not is_8_bit(value.dtype) and not key.startswith(OWN_PARTS)
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...cldm_core.checkpoint.formats import UNET
+from ...cldm_core.eight_bits import is_8_bit, widened
 from ...cldm_core.weights import TWIN_PARTS
 
 
@@ -39,11 +40,11 @@ class BaseModelWeights:
 def plain(layer: Any, name: str, value: Any) -> Tensor:
     """The numbers of a weight that is stored in 8 bits with a scale; any other as it is."""
     if type(value) not in (Tensor, torch.nn.Parameter) and hasattr(value, "dequantize"):
-        widened: Tensor = value.dequantize()
-        return widened
+        dequantized: Tensor = value.dequantize()
+        return dequantized
     scale = getattr(layer, "scale_weight", None)
-    if name == "weight" and scale is not None and value.dtype.itemsize == 1:
-        return value.float() * scale.to(value.device)  # type: ignore[no-any-return]
+    if name == "weight" and scale is not None and is_8_bit(value.dtype):
+        return widened(value, scale, name, "The base model")
     return value  # type: ignore[no-any-return]
 
 
@@ -55,7 +56,7 @@ def patched(layer: Any, name: str, value: Tensor) -> Tensor:
     if not functions:
         return value
     # The patches work in place, and nothing can be added in types of 8 bits.
-    dtype = torch.float32 if value.dtype.itemsize == 1 else value.dtype
+    dtype = torch.float32 if is_8_bit(value.dtype) else value.dtype
     value = value.to(comfy.model_management.get_torch_device(), dtype, copy=True)
     for function in functions:
         value = function(value)
