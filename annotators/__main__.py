@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .settings import complete
 
 PROBE = np.full((64, 64, 3), 128, np.uint8)
 MOST_TOLD = 20
-"""Of the pictures that a data set lacks."""
+"""Of the pictures that have no hint."""
 FRAMES_AT_ONCE = 8
 """Of a video, for annotators that are faster with several."""
 INTERRUPTED = 130
@@ -114,10 +114,7 @@ def _dataset(name: str, source: Path, target: Path, strict: bool, options: dict[
     if not failed:
         return 0
     print(f"{name}: {len(failed)} pictures are not in the shards:", file=sys.stderr)
-    print("\n".join(failed[:MOST_TOLD]), file=sys.stderr)
-    if len(failed) > MOST_TOLD:
-        rest = len(failed) - MOST_TOLD
-        print(f"and {rest} more, in the files {target}/*.failed.txt", file=sys.stderr)
+    _list(failed, f", in the files {target}/*.failed.txt")
     return 1 if strict else 0
 
 
@@ -150,8 +147,15 @@ def _folder(
             bar.show(done, len(found))
     if failed:
         print(f"{name}: {len(failed)} of {len(found)} pictures failed:", file=sys.stderr)
-        print("\n".join(failed), file=sys.stderr)
+        _list(failed)
     return 1 if failed else 0
+
+
+def _list(failed: Sequence[str], others: str = "") -> None:
+    """The first sentences, and how many more there are; `others` says where."""
+    rest = len(failed) - MOST_TOLD
+    more = [f"and {rest} more{others}"] if rest > 0 else []
+    print("\n".join([*failed[:MOST_TOLD], *more]), file=sys.stderr)
 
 
 def _take(place: Path, path: Path, taken: dict[Path, str]) -> None:

@@ -22,7 +22,7 @@ from .pose_blaze import (
     hand_area,
     whole,
 )
-from .skeleton import draw_all
+from .skeleton import draw
 from .tflite import Net, Nets, networks, of_wheel
 
 BODY_FINDER = of_wheel(
@@ -81,11 +81,11 @@ _NOSE_TIP = 30
 
 
 def blazepose(
-    images: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any
+    image: RGB8, *, body: bool, hands: bool, face: bool, xinsir: bool, device: Any
 ) -> RGB8:
-    """The skeletons of everyone in (N, H, W, 3), on black."""
-    frames = detect(images, hands=hands, face=face, device=device)
-    return draw_all(frames, body=body, hands=hands, face=face, xinsir=xinsir)
+    """The skeletons of everyone in (H, W, 3), on black."""
+    (frame,) = detect(image[None], hands=hands, face=face, device=device)
+    return draw(frame, body=body, hands=hands, face=face, xinsir=xinsir)
 
 
 def detect(
@@ -250,6 +250,5 @@ ANNOTATOR = Annotator(
     run=blazepose,
     params=PARTS,
     resolution=512,
-    batched=True,
     weights=WEIGHTS,
 )

@@ -36,7 +36,12 @@ ANNOTATOR = Annotator(
     run=lineart_standard,
     params={
         "gaussian_sigma": Param(
-            6.0, 0.1, 100.0, "how far around a pixel is looked, in pixels", step=0.1
+            6.0,
+            0.1,
+            100.0,
+            "how far around a pixel is looked, in pixels",
+            step=0.1,
+            also=("guassian_sigma",),  # as the references spell it
         ),
         "intensity_threshold": Param(8, 0, 16, "fainter lines don't count for the brightness"),
     },

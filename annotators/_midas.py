@@ -62,7 +62,11 @@ NORMAL = Annotator(
     params={
         "a": Param(2 * math.pi, 0.1, 10 * math.pi, "larger makes surfaces look flatter"),
         "bg_threshold": Param(
-            0.1, 0.0, 1.0, "what is farther than this part of the depth counts as flat"
+            0.1,
+            0.0,
+            1.0,
+            "what is farther than this part of the depth counts as flat",
+            also=("bg_th",),
         ),
     },
     resolution=512,

@@ -78,9 +78,15 @@ ANNOTATOR = Annotator(
     description="Straight white line segments on black, for mlsd ControlNets: rooms, buildings.",
     run=mlsd,
     params={
-        "score_threshold": Param(0.1, 0.01, 2.0, "fainter line segments than this are dropped"),
+        "score_threshold": Param(
+            0.1, 0.01, 2.0, "fainter line segments than this are dropped", also=("thr_v",)
+        ),
         "dist_threshold": Param(
-            0.1, 0.01, 20.0, "shorter line segments than this are dropped, in steps of 2 pixels"
+            0.1,
+            0.01,
+            20.0,
+            "shorter line segments than this are dropped, in steps of 2 pixels",
+            also=("thr_d",),
         ),
     },
     resolution=512,

@@ -277,10 +277,14 @@ def face_net(tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 PARTS = {
-    "body": Flag(True, "draw the bodies"),
-    "hands": Flag(True, "look for hands and draw them"),
-    "face": Flag(True, "look for faces and draw them"),
-    "xinsir": Flag(False, "thicker sticks, as the openpose ControlNets of xinsir expect them"),
+    "body": Flag(True, "draw the bodies", also=("detect_body", "include_body")),
+    "hands": Flag(True, "look for hands and draw them", also=("detect_hand", "include_hand")),
+    "face": Flag(True, "look for faces and draw them", also=("detect_face", "include_face")),
+    "xinsir": Flag(
+        False,
+        "thicker sticks, as the openpose ControlNets of xinsir expect them",
+        also=("scale_stick_for_xinsr_cn", "xinsr_stick_scaling"),
+    ),
 }
 """The settings of every annotator of poses."""
 
@@ -293,5 +297,6 @@ ANNOTATOR = Annotator(
     params=PARTS,
     resolution=512,
     batched=True,
+    batched_on_cpu=True,
     weights=(BODY, HAND, FACE),
 )

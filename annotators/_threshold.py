@@ -34,9 +34,9 @@ def _split(grey: Picture, threshold: int) -> RGB8:
     return as_rgb(cv2.threshold(grey, threshold, 255, kind)[1])
 
 
-def _params(default: int) -> dict[str, Setting]:
+def _params(default: int, *also: str) -> dict[str, Setting]:
     help_ = "what is brighter becomes white; 0 and 255 leave the choice to Otsu's method"
-    return {"threshold": Param(default, 0, 255, help_)}
+    return {"threshold": Param(default, 0, 255, help_, also=also)}
 
 
 ANNOTATOR = Annotator(
@@ -51,5 +51,5 @@ BINARY = Annotator(
     title="Binary",
     description="Black and white: white where the brightness is above the threshold.",
     run=binary,
-    params=_params(100),
+    params=_params(100, "bin_threshold"),
 )

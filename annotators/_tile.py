@@ -39,7 +39,9 @@ ANNOTATOR = Annotator(
     "ones.",
     run=tile,
     params={
-        "pyrup_iters": Param(3, 0, 10, "how often the picture is halved, and doubled again"),
+        "pyrup_iters": Param(
+            3, 0, 10, "how often the picture is halved, and doubled again", also=("pyrUp_iters",)
+        ),
         "down_sampling_rate": Param(
             1.0, 1.0, 8.0, "how much smaller the picture is made before; below 1.1 not", step=0.1
         ),

@@ -51,7 +51,11 @@ ANNOTATOR = Annotator(
     run=zoe,
     params={
         "model": Choice("nyu-kitti", tuple(MODELS), "nyu knows rooms, nyu-kitti streets as well"),
-        "gamma": Flag(False, "darken the middle: raise the hint to the power of 2.2"),
+        "gamma": Flag(
+            False,
+            "darken the middle: raise the hint to the power of 2.2",
+            also=("gamma_corrected",),
+        ),
     },
     resolution=512,
     batched=True,

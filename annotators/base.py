@@ -16,10 +16,10 @@ from .pictures import (
     RGB8,
     Mask,
     Picture,
+    all_resized,
     as_masks,
     as_uint8,
     on_white,
-    resized,
     resized_mask,
     working_size,
 )
@@ -56,7 +56,9 @@ class Annotator:
 
     params: its own settings; every annotator has `resolution` besides (see `settings`).
     resolution: the default of that setting; 0 works on the picture as it is.
-    batched: `run` takes and gives (N, H, W, 3), all pictures of one size.
+    batched: `run` takes and gives (N, H, W, 3), all pictures of one size. A network on a processor
+    gets one after the other, unless it is `batched_on_cpu`: several are no faster there, and who
+    listens could not stop them.
     weights: every file that it may need. `run` then gets the keyword `device` as well.
     needs_mask: `run` gets the keyword `mask`, (H, W) float32 in [0, 1], and there is none without.
     dtype: "float32" where the hint holds what uint8 can't, as -1.
@@ -70,6 +72,7 @@ class Annotator:
     resolution: int = 0
     reads_alpha: bool = False
     batched: bool = False
+    batched_on_cpu: bool = False
     needs_mask: bool = False
     weights: tuple[Weights, ...] = ()
     dtype: str = "uint8"
@@ -117,6 +120,17 @@ class Annotator:
         hints = _joined(self._hints(frames, masks, size, settings), len(frames))
         return hints[0] if pixels.ndim == 3 else hints
 
+    def at_once(self, height: int, width: int, device: Any) -> int:
+        """How many pictures of this size `run` gets together, where they fit into memory."""
+        if not self.batched:
+            return 1
+        if self.weights and not self.batched_on_cpu:
+            from .keeper import best_device
+
+            if best_device(device).type == "cpu":
+                return 1
+        return max(1, BATCH_PIXELS // (height * width))
+
     def _masks(self, mask: Picture | None, count: int, size: tuple[int, int]) -> list[Mask] | None:
         if mask is None and self.needs_mask:
             raise AnnotatorError(f"{self.name} needs a mask: white where it has to act.")
@@ -136,21 +150,17 @@ class Annotator:
         """The hints in pieces (N, H, W, 3); who listens is told before each and at the end."""
 
         def run(start: int, end: int) -> Picture:
-            piece = [resized(frame, *size) for frame in frames[start:end]]
+            piece = all_resized(frames[start:end], *size)
             hints: Picture
             if self.batched:
-                hints = self.run(np.stack(piece), **settings)
+                # PyTorch warns of arrays that are read-only.
+                hints = self.run(np.require(piece, requirements=["C", "W"]), **settings)
             else:
                 extra = {} if masks is None else {"mask": masks[start]}
                 hints = self.run(piece[0], **extra, **settings)[None]
             return hints
 
-        return in_pieces(run, len(frames), at_once(*size) if self.batched else 1)
-
-
-def at_once(height: int, width: int) -> int:
-    """How many pictures of this size go through a network together, where they fit into memory."""
-    return max(1, BATCH_PIXELS // (height * width))
+        return in_pieces(run, len(frames), self.at_once(*size, settings.get("device")))
 
 
 def _joined(pieces: Iterable[Picture], count: int) -> Picture:

@@ -65,7 +65,10 @@ def _fetch(part: Path, known: HfFileMetadata, headers: dict[str, str], name: str
 
 @contextmanager
 def _alone(part: Path, target: Path, size: int) -> Iterator[None]:
-    """Inside, no other process writes the part; who waits is told how far it is."""
+    """Inside, no other process writes the part; who waits is told how far it is.
+
+    The file of the lock is gone afterwards, also where nothing came.
+    """
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     while True:
         try:
@@ -78,11 +81,11 @@ def _alone(part: Path, target: Path, size: int) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is locked: who waits opens it anew for each try, so that all lock the next one.
+        # On Windows, which deletes no open file, filelock does it by itself after the release.
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
-        # As long as there is something to fetch, all have to lock the same file.
-        if target.is_file():
-            with suppress(OSError):  # Windows deletes no file that another process has open
-                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def into_cache(repository: str, file: str, revision: str) -> Path:

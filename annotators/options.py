@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import ANNOTATORS, Annotator
-from .settings import Choice, Flag, Param, Setting
+from .settings import Choice, Param, Setting
 
 LIST = "list"
 
@@ -77,7 +77,10 @@ def _add(commands: Any, annotator: Annotator) -> None:
     )
     settings = command.add_argument_group("settings")
     for name, setting in annotator.settings.items():
-        settings.add_argument(f"--{name}", **_option(setting))
+        option = _option(setting)
+        settings.add_argument(f"--{name}", **option)
+        for other in setting.also:
+            settings.add_argument(f"--{other}", **{**option, "help": argparse.SUPPRESS})
 
 
 def _count(text: str) -> int:
@@ -98,15 +101,17 @@ def _device_help(annotator: Annotator) -> str:
 
 
 def _option(setting: Setting) -> dict[str, Any]:
-    """How argparse takes the setting; ranges are checked by the annotator."""
-    about = setting.help.replace("%", "%%")
+    """How argparse takes the setting, where it is given; its range is checked by the annotator."""
+    scope, default = "", str(setting.default)
+    option: dict[str, Any] = {"default": argparse.SUPPRESS}
     if isinstance(setting, Param):
-        help_ = f"{about} ({setting.min} to {setting.max}, default {setting.default})"
-        kind = int if setting.whole else float
-        return {"type": kind, "metavar": "N", "default": setting.default, "help": help_}
-    help_ = f"{about} (default {setting.default})"
-    if isinstance(setting, Choice):
-        return {"choices": setting.choices, "default": setting.default, "help": help_}
-    assert isinstance(setting, Flag)
-    action = argparse.BooleanOptionalAction
-    return {"action": action, "default": setting.default, "help": about}
+        scope = f"{setting.min} to {setting.max}, "
+        option |= {"type": int if setting.whole else float, "metavar": "N"}
+    elif isinstance(setting, Choice):
+        option["choices"] = setting.choices
+    else:
+        default = "on" if setting.default else "off"
+        option["action"] = argparse.BooleanOptionalAction
+    others = ", ".join(f"--{other}" for other in setting.also)
+    about = f"{setting.help} ({scope}default {default}{others and f'; also {others}'})"
+    return {**option, "help": about.replace("%", "%%")}

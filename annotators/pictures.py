@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,13 +42,23 @@ def as_uint8(image: Picture) -> RGB8:
     if pixels.size == 0:
         raise AnnotatorError(f"The picture has the shape {pixels.shape}: there is nothing in it.")
     if np.issubdtype(pixels.dtype, np.floating):
-        pixels = np.rint(_checked(pixels, "picture").astype(np.float32) * 255).astype(np.uint8)
+        pixels = _bytes(pixels)
     elif pixels.dtype != np.uint8:
         raise AnnotatorError(
             f"The picture's values are {pixels.dtype}; convert them to uint8 (0 to 255) "
             "or to floats from 0 to 1."
         )
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _bytes(values: Picture) -> RGB8:
+    """Floats in [0, 1] as bytes, one picture after the other: what lies between stays small."""
+    found = np.empty(values.shape, np.uint8)
+    many = values.ndim == 4
+    for one, place in zip(values, found, strict=True) if many else [(values, found)]:
+        scaled = np.multiply(_checked(one, "picture"), 255, dtype=np.float32)
+        place[...] = np.rint(scaled, out=scaled)
+    return found
 
 
 def as_masks(mask: Picture, count: int) -> list[Mask]:
@@ -80,11 +91,11 @@ def as_masks(mask: Picture, count: int) -> list[Mask]:
 
 def _checked(values: Picture, what: str) -> Picture:
     """Floats in [0, 1]; refuses others. n / 255 gives n again in every float type."""
-    if not np.isfinite(values).all():
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):  # both are NaN where one value is
         raise AnnotatorError(
             f"The {what} holds NaN or infinity: something before this step has failed."
         )
-    low, high = float(values.min()), float(values.max())
     if low < 0 or high > 1:
         raise AnnotatorError(
             f"The {what}'s floats go from {low:g} to {high:g}, but they have to be from 0 to 1: "
@@ -169,6 +180,15 @@ def resized(pixels: RGB8, height: int, width: int) -> RGB8:
     grows = height > pixels.shape[0]
     kernel = cv2.INTER_LANCZOS4 if grows else cv2.INTER_AREA
     return np.asarray(cv2.resize(pixels, (width, height), interpolation=kernel), np.uint8)
+
+
+def all_resized(frames: RGB8, height: int, width: int) -> RGB8:
+    """(N, H, W, C) at another size, as `resized`; the frames themselves where they have it."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    if len(frames) == 1:
+        return resized(frames[0], height, width)[None]
+    return np.stack([resized(frame, height, width) for frame in frames])
 
 
 def resized_mask(mask: Mask, height: int, width: int) -> Mask:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from . import _animal_pose, _blazepose, _dwpose, _openpose
-from .base import at_once
+from .base import Annotator
 from .errors import AnnotatorError
 from .keypoints import Frame, frames_from_json, to_json
 from .memory import in_pieces
-from .pictures import RGB8, Picture, as_uint8, on_white, resized, working_size
+from .pictures import RGB8, Picture, all_resized, as_uint8, on_white, working_size
 from .settings import meant
 from .skeleton import draw_all, drawing_size
 
@@ -23,6 +21,10 @@ DETECTORS: Mapping[str, Callable[..., list[Frame]]] = {
     "animal_pose": _animal_pose.detect,
 }
 """Each takes (N, H, W, 3) uint8 and the keywords hands, face and device."""
+
+_RECORDS: Mapping[str, Annotator] = {
+    one.ANNOTATOR.name: one.ANNOTATOR for one in (_openpose, _dwpose, _blazepose, _animal_pose)
+}
 
 RESOLUTION = 512
 KIND = "openpose"
@@ -96,9 +98,10 @@ def poses_in(
     size = working_size(height, width, resolution)
 
     def detect(start: int, end: int) -> list[Frame]:
-        piece = np.stack([resized(one, *size) for one in pictures[start:end]])
+        piece = all_resized(pictures[start:end], *size)
         return DETECTORS[kind](piece, hands=hands, face=face, device=device)
 
-    pieces = in_pieces(detect, len(pictures), at_once(*size))
+    at_once = _RECORDS[kind].at_once(*size, device)
+    pieces = in_pieces(detect, len(pictures), at_once)
     found = [frame.resized(width, height) for piece in pieces for frame in piece]
     return [frame.only(body=body, hands=hands, face=face) for frame in found]

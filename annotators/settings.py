@@ -20,6 +20,7 @@ class Param:
 
     step: what a field of a node goes up or down by; None is 1 for whole numbers and 0.01 for
     others. It does not limit which numbers are allowed.
+    also: other names of the same, by which other packages know it.
     """
 
     default: int | float
@@ -27,6 +28,7 @@ class Param:
     max: int | float
     help: str
     step: float | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -61,10 +63,11 @@ class Param:
 
 @dataclass(frozen=True)
 class Flag:
-    """Yes or no."""
+    """Yes or no; `also` as of a Param."""
 
     default: bool
     help: str
+    also: tuple[str, ...] = ()
 
     def checked(self, name: str, value: object) -> bool:
         """The value as a bool; raises AnnotatorError where it is none."""
@@ -73,22 +76,23 @@ class Flag:
         raise AnnotatorError(f"{name} is {value!r}, but it has to be True or False.")
 
     def read(self, name: str, text: str) -> bool:
-        """The value that a text means: true, yes, on or 1; false, no, off or 0."""
+        """The value that a text means: true, yes, on, enable or 1; false, no, off, disable or 0."""
         word = text.lower()
-        if word in ("true", "yes", "on", "1"):
+        if word in ("true", "yes", "on", "enable", "1"):
             return True
-        if word in ("false", "no", "off", "0"):
+        if word in ("false", "no", "off", "disable", "0"):
             return False
         raise AnnotatorError(f"{name} is {text!r}, but it has to be yes or no.")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several words."""
+    """One of several words; `also` as of a Param."""
 
     default: str
     choices: tuple[str, ...]
     help: str
+    also: tuple[str, ...] = ()
 
     def checked(self, name: str, value: object) -> str:
         """The value; raises AnnotatorError where it is none of the choices."""
@@ -110,10 +114,9 @@ def complete(
     owner: str, settings: Mapping[str, Setting], given: Mapping[str, object]
 ) -> dict[str, Value]:
     """All settings of `owner`: the given ones, checked, and the defaults of the others."""
-    for name in given:
-        _known(owner, settings, name)
+    names = _given(owner, settings, given)
     return {
-        name: setting.checked(name, given[name]) if name in given else setting.default
+        name: setting.checked(names[name], given[names[name]]) if name in names else setting.default
         for name, setting in settings.items()
     }
 
@@ -124,7 +127,7 @@ def from_text(owner: str, settings: Mapping[str, Setting], text: str) -> dict[st
     Commas, semicolons and new lines part the settings; ":" or "=" parts name and value. Raises
     AnnotatorError with what can't be read.
     """
-    found: dict[str, Value] = {}
+    texts: dict[str, str] = {}
     for part in text.replace(";", ",").replace("\n", ",").split(","):
         if not part.strip():
             continue
@@ -134,10 +137,9 @@ def from_text(owner: str, settings: Mapping[str, Setting], text: str) -> dict[st
                 f"The settings say {part.strip()!r}, expected a name and a value: "
                 f"{example(settings)}."
             )
-        found[name.strip()] = _known(owner, settings, name.strip()).read(
-            name.strip(), value.strip()
-        )
-    return found
+        texts[name.strip()] = value.strip()
+    names = _given(owner, settings, texts)
+    return {name: settings[name].read(told, texts[told]) for name, told in names.items()}
 
 
 def example(settings: Mapping[str, Setting]) -> str:
@@ -145,13 +147,23 @@ def example(settings: Mapping[str, Setting]) -> str:
     return ", ".join(f"{name}: {setting.default}" for name, setting in settings.items())
 
 
-def _known(owner: str, settings: Mapping[str, Setting], name: str) -> Setting:
-    if name not in settings:
-        raise AnnotatorError(
-            f"{owner} has no parameter {name!r}{meant(name, settings)}"
-            f" It has: {', '.join(settings)}."
-        )
-    return settings[name]
+def _given(owner: str, settings: Mapping[str, Setting], told: Iterable[str]) -> dict[str, str]:
+    """Which settings are told, each with the name that is told; refuses others, and one twice."""
+    known = {other: name for name, one in settings.items() for other in (name, *one.also)}
+    found: dict[str, str] = {}
+    for other in told:
+        if other not in known:
+            raise AnnotatorError(
+                f"{owner} has no parameter {other!r}{meant(other, known)}"
+                f" It has: {', '.join(settings)}."
+            )
+        name = known[other]
+        if name in found:
+            raise AnnotatorError(
+                f"{found[name]} and {other} are one parameter of {owner}: leave one of them out."
+            )
+        found[name] = other
+    return found
 
 
 def meant(name: str, names: Iterable[str]) -> str:

@@ -68,9 +68,12 @@ def annotated(
     masks = None if mask is None else mask.float().clamp(0, 1).cpu().numpy()
     with host_progress():
         hints = annotate(annotator.name, pictures, mask=masks, device=host_device(), **params)
-    if hints.dtype == np.uint8:
-        return torch.from_numpy(hints.astype(np.float32) / 255)
-    return torch.from_numpy(hints)
+    return as_image(hints) if hints.dtype == np.uint8 else torch.from_numpy(hints)
+
+
+def as_image(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
+    """Pictures (N, H, W, 3) uint8 as the host's IMAGE."""
+    return torch.from_numpy(np.divide(pictures, 255, dtype=np.float32))
 
 
 def setting_input(name: str, setting: Setting) -> io.Input:

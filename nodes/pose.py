@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
@@ -15,7 +13,7 @@ from ..annotators import ANNOTATORS, weights
 from ..annotators.keypoints import Frame, frames_from_json, to_json
 from ..annotators.pose import DETECTORS, KIND, RESOLUTION, poses_in
 from ..annotators.skeleton import draw_all, drawing_size
-from .annotate import host_device, host_progress, is_limited
+from .annotate import as_image, host_device, host_progress, is_limited
 from .texts import CATEGORY
 
 POSES = f"{CATEGORY}/poses"
@@ -50,9 +48,9 @@ def pose_outputs() -> list[io.Output]:
 
 def result(frames: Sequence[Frame], size: tuple[int, int], **options: bool) -> io.NodeOutput:
     """The drawing as the host's IMAGE, the poses, and their text."""
-    drawn = draw_all(frames, size=size, **options).astype(np.float32) / 255
+    drawn = as_image(draw_all(frames, size=size, **options))
     poses = [to_json(frame) for frame in frames]
-    return io.NodeOutput(torch.from_numpy(drawn), poses, json.dumps(poses))
+    return io.NodeOutput(drawn, poses, json.dumps(poses))
 
 
 def detectors() -> tuple[str, str]:

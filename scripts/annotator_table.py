@@ -175,8 +175,10 @@ def settings(records: Records) -> str:
 
 
 def told(setting: Setting) -> str:
-    """Default and range, and what it means."""
-    default, help_ = setting.default, setting.help
+    """Default and range, what it means, and its other names."""
+    others = ", ".join(f"`{other}`" for other in setting.also)
+    default = setting.default
+    help_ = f"{setting.help} (also {others})" if others else setting.help
     if isinstance(default, bool):
         return f"{'on' if default else 'off'}: {help_}"
     if isinstance(default, str):

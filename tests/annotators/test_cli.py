@@ -76,8 +76,19 @@ def test_help_of_an_annotator_names_its_parameters(capfd, name):
     with pytest.raises(SystemExit, match="0"):
         main([name, "--help"])
     shown = capfd.readouterr().out
-    for setting in ANNOTATORS[name].settings:
-        assert re.search(rf"--{setting}\b", shown)
+    for setting, about in ANNOTATORS[name].settings.items():
+        for other in (setting, *about.also):
+            assert re.search(rf"--{other}\b", shown)
+
+
+def test_a_parameter_by_the_name_of_another_package(capfd, png, tmp_path, rgba):
+    out = tmp_path / "out.png"
+    assert main(["binary", str(png), str(out), "--bin_threshold", "50"]) == 0
+    assert np.array_equal(read(out), annotate("binary", rgba, bin_threshold=50))
+    said = refused(capfd, "binary", png, out, "--bin_threshold", 50, "--threshold", 60)
+    assert said == (
+        "binary: bin_threshold and threshold are one parameter of binary: leave one of them out.\n"
+    )
 
 
 def test_missing_file(capfd, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controlnet_pack.annotators import ANNOTATORS, Annotator, annotate, files
-from controlnet_pack.annotators.__main__ import main
+from controlnet_pack.annotators.__main__ import MOST_TOLD, main
 from controlnet_pack.annotators.errors import Unavailable
 
 from .seeded import SEEDED
@@ -135,3 +135,14 @@ def test_a_picture_that_opencv_refuses_stops_no_other(capfd, folder, tmp_path, m
     assert len(said) == 2
     assert said[1].startswith(f"{large} is refused by OpenCV: it has more than 2^30 pixels")
     assert len([*(tmp_path / "out").iterdir()]) == PICTURES
+
+
+@pytest.mark.parametrize(("count", "more"), [(MOST_TOLD, []), (MOST_TOLD + 5, ["and 5 more"])])
+def test_of_many_pictures_that_fail_some_are_told(capfd, folder, tmp_path, count, more):
+    for number in range(count):
+        (folder / f"x{number:03}.png").touch()
+    assert main(["canny", str(folder), str(tmp_path / "out")]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == f"canny: {count} of {count + PICTURES} pictures failed:"
+    assert said[MOST_TOLD].startswith(f"{folder}/x{MOST_TOLD - 1:03}.png is no picture")
+    assert said[MOST_TOLD + 1 :] == more

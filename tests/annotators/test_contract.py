@@ -8,7 +8,15 @@ import pytest
 from torch import nn
 
 from controlnet_pack import annotators
-from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, Choice, Flag, Param, annotate
+from controlnet_pack.annotators import (
+    ANNOTATORS,
+    Annotator,
+    AnnotatorError,
+    Choice,
+    Flag,
+    Param,
+    annotate,
+)
 from controlnet_pack.annotators.pictures import working_size
 
 from .conftest import giving
@@ -138,14 +146,26 @@ def test_any_memory_layout(annotator):
     assert np.array_equal(annotator(image), annotator(np.ascontiguousarray(image)))
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_input_is_left_alone(annotator, channels):
-    image = picture(2, 16, 16, channels)
+@pytest.mark.parametrize(("side", "channels"), [(64, 3), (16, 4)])
+def test_input_is_left_alone(annotator, side, channels):
+    image = picture(2, side, side, channels)
     image.flags.writeable = False
     before = image.copy()
     hint = annotator(image)
     assert np.array_equal(image, before)
     assert not np.shares_memory(hint, image)
+
+
+def test_pictures_of_the_right_size_are_not_copied():
+    seen = []
+
+    def run(images):
+        seen.append(images)
+        return 255 - images
+
+    batch = picture(3, 16, 20, 3)
+    Annotator("it", "It", "It does.", run, batched=True)(batch, resolution=16)
+    assert np.shares_memory(seen[0], batch)
 
 
 def test_same_hint_every_time(annotator):
@@ -283,9 +303,10 @@ def test_values_of_another_type(dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_a_number(value):
-    image = np.zeros((8, 8, 3), np.float32)
-    image[3, 4, 1] = value
+@pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8, 3)])
+def test_not_a_number(value, shape):
+    image = np.zeros(shape, np.float32)
+    image[..., 3, 4, 1] = value
     assert_refused(
         "The picture holds NaN or infinity: something before this step has failed.", image
     )

@@ -221,6 +221,26 @@ def test_who_waits_for_another_process_is_told_and_can_stop(no_network, monkeypa
             pool.submit(wait).result()
 
 
+def test_who_fails_leaves_no_lock_and_keeps_the_others_out(no_network, monkeypatch):
+    """Each of those who wait tries in turn, and none of them beside another."""
+    known = SimpleNamespace(size=9, location="http://x/net.pth", etag="1")
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", lambda _: known)
+    alone = threading.Lock()
+
+    def fail(*_, **__):
+        assert alone.acquire(blocking=False)
+        time.sleep(0.02)
+        alone.release()
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(downloads, "http_get", fail)
+    call = downloads.into, no_network / "net.pth", "someone/nets", "net.pth", "main"
+    with ThreadPoolExecutor(6) as pool:
+        tries = [pool.submit(*call) for _ in range(6)]
+    assert [type(one.exception()) for one in tries] == [ConnectionError] * 6
+    assert [path.name for path in no_network.iterdir()] == ["net.pth.1.part"]
+
+
 def test_offline_nothing_is_asked(hub, tmp_path):
     found = fetch(hub, tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set" in found["error"]

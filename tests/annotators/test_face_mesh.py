@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from controlnet_pack.annotators import AnnotatorError, annotate, face_attention, tflite, weights
 from controlnet_pack.annotators import _face_mesh as face_mesh
 from controlnet_pack.annotators._blazepose import meshes
+from controlnet_pack.annotators.errors import Unavailable
 from controlnet_pack.annotators.face_attention import between, sight
 from controlnet_pack.annotators.face_contours import PUPILS, draw_faces
 from controlnet_pack.annotators.files import read_picture
@@ -147,6 +150,34 @@ def test_without_weights_it_says_where_they_are(no_network, monkeypatch, tmp_pat
     monkeypatch.setattr(tflite, "PACKAGE", "no_such_package")
     with pytest.raises(AnnotatorError, match=r"face_detection.*\.tflite .*pypi\.org/project/media"):
         annotate("face_mesh", np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("ai_edge_litert.schema_py_generated", "'ai-edge-litert>=1.2'"),
+        ("flatbuffers", "flatbuffers"),
+    ],
+)
+def test_a_package_too_old_to_take_a_network_apart_is_told(
+    monkeypatch, no_network, tmp_path, module, package
+):
+    """The stand-ins are of a package that runs networks, and has no reader of them."""
+    file = tmp_path / "net.tflite"
+    file.write_bytes(b"net")
+    for name in ("interpreter", "schema_py_generated"):
+        monkeypatch.setitem(sys.modules, f"ai_edge_litert.{name}", MagicMock())
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(tflite, "PACKAGE", "no_such_package")
+    with (
+        weights.given(face_mesh.FACE_FINDER, file),
+        weights.given(face_mesh.POINTS, file),
+        pytest.raises(Unavailable) as caught,
+    ):
+        annotate("face_mesh", np.zeros((8, 8, 3), np.uint8))
+    said = str(caught.value)
+    assert said.startswith(f"This annotator needs the package {package}, which can't be imported")
+    assert said.endswith(f"Install it with: pip install {package}")
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from controlnet_pack.annotators import Annotator, AnnotatorError, annotate, keeper
+from controlnet_pack.annotators import Annotator, AnnotatorError, Weights, annotate, keeper
 from controlnet_pack.annotators import pose as poses
 from controlnet_pack.annotators.keypoints import Frame
 from controlnet_pack.annotators.memory import is_about_memory
 from controlnet_pack.annotators.progress import told
 
+NET = Weights("someone/nets", "net.pth", "main", None, None, "MIT", True)
 PICTURES = np.random.default_rng(0).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
 
 
@@ -152,3 +153,23 @@ def test_without_weights_memory_is_told_in_the_same_way(monkeypatch):
     monkeypatch.setattr("cv2.Canny", full)
     with pytest.raises(AnnotatorError, match=r"^Picture 1 doesn't fit into the memory"):
         annotate("canny", PICTURES[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "counts"),
+    [
+        ("cpu", {}, [1, 1, 1]),
+        ("cuda", {}, [3]),
+        ("cpu", {"batched_on_cpu": True}, [3]),
+    ],
+)
+def test_a_network_on_a_processor_gets_pictures_one_by_one(monkeypatch, kind, options, counts):
+    """So that progress is told between them, and who listens can stop it."""
+    monkeypatch.setattr(keeper, "best_device", lambda _: torch.device(kind))
+    device, told_of = Device(room=3), []
+    net = annotator(lambda images, device: run(images), weights=(NET,), **options)
+    run = device.run
+    with told(lambda what, done, total: told_of.append(done)):
+        assert np.array_equal(net(PICTURES[:3]), 255 - PICTURES[:3])
+    assert device.counts == counts
+    assert told_of == [*np.cumsum([0, *counts])]

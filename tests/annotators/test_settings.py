@@ -5,14 +5,14 @@ import re
 import numpy as np
 import pytest
 
-from controlnet_pack.annotators import AnnotatorError, Choice, Flag, Param
+from controlnet_pack.annotators import ANNOTATORS, AnnotatorError, Choice, Flag, Param
 from controlnet_pack.annotators.settings import complete, example, from_text
 
 SETTINGS = {
     "threshold": Param(100, 0, 255, "how strong"),
     "sigma": Param(0.5, 0.1, 8.0, "how wide"),
     "safe": Flag(False, "fewer greys"),
-    "form": Choice("round", ("round", "square"), "what it looks like"),
+    "form": Choice("round", ("round", "square"), "what it looks like", also=("shape", "outline")),
 }
 DEFAULTS = {"threshold": 100, "sigma": 0.5, "safe": False, "form": "round"}
 
@@ -48,6 +48,9 @@ def test_a_whole_number_is_a_number():
         ("safe", 1, "safe is 1, but it has to be True or False."),
         ("form", "oval", "form is 'oval', but it has to be one of: round, square."),
         ("form", None, "form is None, but it has to be one of: round, square."),
+        ("outlin", 1, "x has no parameter 'outlin'; did you mean 'outline'? It has: threshold, "
+                      "sigma, safe, form."),
+        ("outline", 1, "outline is 1, but it has to be one of: round, square."),
         ("sgima", 1, "x has no parameter 'sgima'; did you mean 'sigma'? It has: threshold, "
                      "sigma, safe, form."),
     ],
@@ -68,6 +71,7 @@ def test_a_text_of_nothing(text):
         "threshold: 7, sigma: 0.25, safe: yes, form: square",
         "threshold=7;sigma=.25;safe=True;form=square",
         "threshold : 7\nsigma: 25e-2\nsafe: 1\n form: square\n",
+        "threshold: 7, sigma: .25, safe: enable, shape: square",
     ],
 )
 def test_a_text(text):
@@ -93,3 +97,44 @@ def test_the_example_is_a_text():
 def test_texts_that_are_refused(text, sentence):
     with refused(sentence):
         from_text("x", SETTINGS, text)
+
+
+def test_a_setting_by_another_name():
+    for other in SETTINGS["form"].also:
+        assert complete("x", SETTINGS, {other: "square"}) == {**DEFAULTS, "form": "square"}
+
+
+def test_a_setting_by_two_names_is_refused():
+    sentence = "form and outline are one parameter of x: leave one of them out."
+    with refused(sentence):
+        complete("x", SETTINGS, {"form": "round", "outline": "round"})
+    with refused(sentence):
+        from_text("x", SETTINGS, "form: round, outline: square")
+
+
+@pytest.mark.parametrize("annotator", ANNOTATORS.values(), ids=lambda one: one.name)
+def test_every_name_means_one_setting(annotator):
+    names = [other for name, one in annotator.settings.items() for other in (name, *one.also)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("annotator", "own", "others", "value"),
+    [
+        ("dwpose", "body", "detect_body include_body", False),
+        ("openpose", "hands", "detect_hand include_hand", False),
+        ("blazepose", "face", "detect_face include_face", False),
+        ("openpose", "xinsir", "scale_stick_for_xinsr_cn xinsr_stick_scaling", True),
+        ("binary", "threshold", "bin_threshold", 50),
+        ("lineart_standard", "gaussian_sigma", "guassian_sigma", 2.0),
+        ("tile", "pyrup_iters", "pyrUp_iters", 2),
+        ("mlsd", "score_threshold", "thr_v", 0.3),
+        ("mlsd", "dist_threshold", "thr_d", 0.3),
+        ("midas_normal", "bg_threshold", "bg_th", 0.3),
+        ("zoe", "gamma", "gamma_corrected", True),
+    ],
+)
+def test_names_of_other_packages(annotator, own, others, value):
+    settings = ANNOTATORS[annotator].settings
+    for other in others.split():
+        assert complete(annotator, settings, {other: value})[own] == value
