@@ -112,8 +112,8 @@ def load_in_host(path: Path, loader: str) -> dict[str, float]:
 
     if loader == BUILT_IN:
         return measure(lambda: comfy.controlnet.load_controlnet(str(path)).control_model)
-    host = pack().nodes.host
-    return measure(lambda: host.load_control(path).control.net)
+    files = pack().nodes.host.files
+    return measure(lambda: files.load_control(path).control.net)
 
 
 def pack() -> Any:
@@ -129,7 +129,7 @@ def pack() -> Any:
     assert spec.loader is not None
     module = sys.modules[name] = module_from_spec(spec)
     spec.loader.exec_module(module)
-    import_module(f"{name}.nodes.host")
+    import_module(f"{name}.nodes.host.files")
     return module
 
 

@@ -9,20 +9,13 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from ..cldm_core import CldmError
-from .host import (
-    NEGATIVE,
-    NO_MASK,
-    POSITIVE,
-    SIDE,
-    Applied,
-    HostControl,
-    HostForeign,
-    Settings,
-    check_conditioning,
-    mask_of,
-    patch_model,
-    schedule_of,
-)
+from .host.applied import Applied
+from .host.checks import check_conditioning
+from .host.control import HostControl
+from .host.foreign import NO_MASK, HostForeign
+from .host.model_door import patch_model
+from .host.rows import NEGATIVE, POSITIVE, SIDE
+from .host.settings import Settings, mask_of, schedule_of
 from .texts import CATEGORY
 
 OPTIONS = "CLDM_CONTROL_OPTIONS"

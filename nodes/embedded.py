@@ -22,7 +22,7 @@ from ..cldm_core import tiny
 from ..cldm_core.checkpoint import read
 from ..cldm_core.pictures import read_picture
 from ..cldm_core.tiny.text import CONFIG, LENGTH
-from .host import log
+from .host.files import log
 from .images import to_image
 
 # Bytes for each pixel and byte of the number type, generously: the host only splits batches by it.

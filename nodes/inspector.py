@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..cldm_core import CldmError
 from ..cldm_core.record import ControlRecord
-from .host import HostControl, HostForeign
+from .host.control import HostControl
+from .host.foreign import HostForeign
 from .images import to_image, to_pictures
 from .texts import CATEGORY, shows_text, text_result
 

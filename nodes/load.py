@@ -8,7 +8,7 @@ import torch
 from comfy_api.v0_0_2 import io
 
 from ..cldm_core import inspect_checkpoint, tiny
-from .host import controlnet_files, controlnet_path, load_control
+from .host.files import controlnet_files, controlnet_path, load_control
 from .texts import CATEGORY, shows_text, text_result
 
 EMBEDDED = {f"embedded: {name}": name for name in tiny.CONTROLS}

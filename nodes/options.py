@@ -9,7 +9,7 @@ from comfy_api.v0_0_2 import io
 from ..cldm_core.block_text import PRESETS
 from ..cldm_core.modes import AUTO, CURVES
 from .apply import OPTIONS
-from .host import Settings, frames_of
+from .host.settings import Settings, frames_of
 from .texts import CATEGORY
 
 OWN = "text"

@@ -17,7 +17,8 @@ from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
 from ..cldm_core.surgery import merged
 from ..cldm_core.weights import TWIN_PARTS
-from .host import HostControl, as_control, new_controlnet_path
+from .host.control import HostControl
+from .host.files import as_control, new_controlnet_path
 from .host.weights import model_weights
 from .texts import CATEGORY, shows_text, text_result
 

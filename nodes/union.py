@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cldm_core import CldmError
 from ..cldm_core.union import control_type_names
 from .apply import hint_input
-from .host import HostUnion
+from .host.kinds import HostUnion
 from .texts import CATEGORY
 
 ALL_TYPES = 8

@@ -23,8 +23,8 @@ def run_in_host(
     """Run a script (a path, or code) with the host imported and the pack loaded.
 
     The script finds `args`, and `complaints`: what was logged or warned of while the pack loaded.
-    `pack("nodes.host")` gives a module of the pack. `report(key=value)` prints the answer, the JSON
-    object on the script's last line. The pack is loaded by the host's own
+    `pack("nodes.apply")` gives a module of the pack. `report(key=value)` prints the answer, the
+    JSON object on the script's last line. The pack is loaded by the host's own
     `nodes.load_custom_node`, on the CPU; `folder` holds the host's base folder.
     """
     base = folder / "base"

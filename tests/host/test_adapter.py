@@ -6,14 +6,14 @@ from typing import Any
 IN_HOST = """
 import torch
 from dataclasses import replace
-host, files = pack("nodes.host"), pack("nodes.host.files")
+files = pack("nodes.host.files")
 core, tiny = pack("cldm_core"), pack("cldm_core.tiny")
 checkpoint = pack("cldm_core.checkpoint")
 torch.set_grad_enabled(False)
-folder = host.controlnet_path.__globals__["folder_paths"].get_folder_paths("controlnet")[0]
+folder = files.controlnet_path.__globals__["folder_paths"].get_folder_paths("controlnet")[0]
 
 def path(name):
-    return pack("nodes.host.files").Path(folder) / name
+    return files.Path(folder) / name
 
 def distance(a, b):
     return float((a.float() - b.float()).norm() / b.float().norm())
@@ -34,18 +34,18 @@ for name, value in state.items():
     scaled[name] = (value / scale).to(torch.float8_e4m3fn)
     scaled[name.removesuffix("weight") + "scale_weight"] = scale
 checkpoint.save(scaled, path("scaled.safetensors"))
-loaded = host.load_control(path("scaled.safetensors")).control.net.state_dict()
+loaded = files.load_control(path("scaled.safetensors")).control.net.state_dict()
 
 # The origin stays with the control and its copies.
 metadata = {**checkpoint.config_metadata(config), "licence": "CC0"}
 checkpoint.save(state, path("told.safetensors"), metadata)
-control = host.load_control(path("told.safetensors")).control
+control = files.load_control(path("told.safetensors")).control
 source = control.copy().source
 
 sd21, narrow = core.SD21, replace(core.SD21, use_linear_in_transformer=False, prediction="v")
 pooled = replace(config, global_average_pooling=True)
 checkpoint.save(state, path("pooled.safetensors"), checkpoint.config_metadata(pooled))
-wide = host.load_control(path("pooled.safetensors"), head_channels=32)
+wide = files.load_control(path("pooled.safetensors"), head_channels=32)
 report(
     error=distance(loaded[key], state[key]), types=sorted({str(v.dtype) for v in loaded.values()}),
     name=source.name, licence=source.metadata["licence"], dtype=str(source.dtype),

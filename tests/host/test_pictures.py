@@ -305,11 +305,12 @@ def test_settings_the_wrong_way_round_are_refused(client: HostClient) -> None:
 
 IN_HOST = """
 import comfy.sample, torch
-host, load, apply = pack("nodes.host"), pack("nodes.embedded"), pack("nodes.apply")
+files, load = pack("nodes.host.files"), pack("nodes.embedded")
+apply = pack("nodes.apply")
 tiny = pack("cldm_core").tiny if hasattr(pack("cldm_core"), "tiny") else pack("cldm_core.tiny")
 torch.set_grad_enabled(False)
 model, clip = load.load_model(), load.load_clip()
-control = host.load_control(tiny.weights("canny")).control
+control = files.load_control(tiny.weights("canny")).control
 text = clip.encode_from_tokens_scheduled(clip.tokenize("crab"))
 hint = torch.zeros(1, 128, 128, 3)
 hint[:, 40:80, 40] = 1

@@ -6,14 +6,15 @@ from typing import Any
 
 IN_HOST = """
 import comfy.sample, comfy.sd, torch
-host, embedded, apply = pack("nodes.host"), pack("nodes.embedded"), pack("nodes.apply")
+files, embedded = pack("nodes.host.files"), pack("nodes.embedded")
+apply = pack("nodes.apply")
 surgery, tiny = pack("nodes.surgery"), pack("cldm_core.tiny")
 torch.set_grad_enabled(False)
 model, clip = embedded.load_model(), embedded.load_clip()
 text = clip.encode_from_tokens_scheduled(clip.tokenize("crab"))
 hint = torch.zeros(1, 128, 128, 3)
 hint[:, 40:80, 40] = 1
-canny, mask = (host.load_control(tiny.weights(name)).control for name in ("canny", "mask"))
+canny, mask = (files.load_control(tiny.weights(name)).control for name in ("canny", "mask"))
 
 def sample(control, model=model):
     applied = apply.ApplyControlNet.execute(text, text, control, hint, 1.0, 0.0, 1.0)
@@ -57,31 +58,31 @@ wanted = [
     ("mine", "fp32", "original"), ("sub/mine", "fp16", "diffusers"), ("mine", "fp32", "original")
 ]
 saved = [save(canny, *settings).args[0] for settings in wanted]
-files = sorted(host.controlnet_files())
-loaded = sample(host.load_control(host.controlnet_path("mine.safetensors")).control)
-narrow = sample(host.load_control(host.controlnet_path("sub/mine.safetensors")).control)
+names = sorted(files.controlnet_files())
+loaded = sample(files.load_control(files.controlnet_path("mine.safetensors")).control)
+narrow = sample(files.load_control(files.controlnet_path("sub/mine.safetensors")).control)
 lora = extract(canny, model, 1280).args[0]
 save(lora, "lora", "fp32", "original")
-again = sample(host.load_control(host.controlnet_path("lora.safetensors")).control)
+again = sample(files.load_control(files.controlnet_path("lora.safetensors")).control)
 
 # A file's metadata goes along, its own type too, and what is made of it says so.
 read, convert = pack("cldm_core.checkpoint").read, pack("cldm_core.checkpoint").convert
-licensed = host.controlnet_path("mine.safetensors").with_name("licensed.safetensors")
+licensed = files.controlnet_path("mine.safetensors").with_name("licensed.safetensors")
 convert(tiny.weights("canny"), licensed, dtype=torch.bfloat16, hint="edges",
         metadata={"licence": "MIT"})
-licensed = host.load_control(licensed).control
+licensed = files.load_control(licensed).control
 save(licensed, "kept", "as loaded", "original")
-kept = read(host.controlnet_path("kept.safetensors"))
+kept = read(files.controlnet_path("kept.safetensors"))
 kept = [kept.metadata["licence"], kept.metadata["cldm_core.hint"],
         sorted({str(value.dtype) for value in kept.tensors.values()})]
 save(merge(licensed, mask, 0.25).args[0], "merged", "fp16", "original", "edges or masks")
-sources = read(host.controlnet_path("merged.safetensors")).metadata
+sources = read(files.controlnet_path("merged.safetensors")).metadata
 sources = [sources["cldm_core.hint"], sources["cldm_core.sources"]]
 report(
     same=torch.equal(same, expected), moved=torch.equal(moved, expected), shift=shift,
     half=[distance(half, expected), distance(half, other)],
     full=distance(full, expected), low=distance(low, expected), report_low=report_low,
-    saved=saved, files=files, loaded=torch.equal(loaded, expected),
+    saved=saved, files=names, loaded=torch.equal(loaded, expected),
     narrow=distance(narrow, expected),
     again=torch.equal(again, full),
     outside=refused(save, canny, "../../evil", "fp16", "original"),

@@ -247,7 +247,7 @@ def changed_rows(world: World) -> Any:
     model = stage.patched(fit="crop")
     model.set_model_unet_function_wrapper(change)
     found = stage.sample(None, model)
-    with replaced(world.host.HostControl, "_same_pictures", lambda *_: False):
+    with replaced(world.pack("nodes.host.control").HostControl, "_same_pictures", lambda *_: False):
         expected = stage.sample(None, model)
     given: list[list[int]] = []
 

@@ -93,7 +93,7 @@ def handed(world: World) -> Any:
     load = comfy.controlnet.load_controlnet
     comfy.controlnet.load_controlnet = lambda *_: theirs
     try:
-        loaded = world.host.load_control(path)
+        loaded = world.files.load_control(path)
     finally:
         comfy.controlnet.load_controlnet = load
     hint, settings = world.hint(128, 128), (0.6, 0.2, 0.8)
@@ -190,7 +190,7 @@ def leaks(world: World) -> Any:
             + sum(len(module._forward_hooks) for module in base.model.modules())
             for base in (world.demo, world.sd)
         ]
-        return count(nn.Module), count(world.host.HostControl), sum(callbacks)
+        return count(nn.Module), count(world.pack("nodes.host.control").HostControl), sum(callbacks)
 
     once()
     return {"first": once(), "second": once()}
@@ -199,7 +199,7 @@ def leaks(world: World) -> Any:
 def settings(world: World) -> Any:
     """What the Load and the Inspect node say."""
     path = cldm(world)
-    load = world.host.load_control
+    load = world.files.load_control
     nodes = world.pack("nodes.load")
     adapter = world.save("heads t2i", adapter_state(world, channels=(64, 128, 256, 256)))
     shuffled = world.save("net_shuffle", world.controlnet(world.demo))

@@ -119,7 +119,7 @@ class World:
         torch.set_grad_enabled(False)
         self.pack = pack
         self.core = pack("cldm_core")
-        self.host = pack("nodes.host")
+        self.files = pack("nodes.host.files")
         self.apply = pack("nodes.apply")
         self.demo = pack("nodes.embedded").load_model()
         self.sd = base_model(SD)
@@ -130,7 +130,7 @@ class World:
 
     def unet(self, model: Any) -> Any:
         """The core's configuration of a MODEL."""
-        return self.host.unet_config_of(model.model)
+        return self.pack("nodes.host.checks").unet_config_of(model.model)
 
     def controlnet(self, model: Any, seed: int = 2) -> dict[str, Tensor]:
         """Random weights of a ControlNet for a MODEL."""
@@ -143,7 +143,7 @@ class World:
         return path
 
     def ours(self, path: Path, **settings: Any) -> Any:
-        return self.host.load_control(path, **settings).control
+        return self.files.load_control(path, **settings).control
 
     def theirs(self, path: Path, model: Any = None) -> Any:
         """The host's control; it finds the sizes of diffusers' files only among public models'."""
