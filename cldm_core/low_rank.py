@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,36 +102,28 @@ def extract_control_lora(
         raise CldmError(f"The rank is {rank}, expected a whole number from 1.")
     net = plain_weights(control)
     base_twins = twins(net, base_weights(base), "the base")
-    kind = dtype or net.output_type
+    stored_type = dtype or net.output_type
     ranked = [key for key, value in base_twins.items() if value.ndim >= 2]
     state = {LORA_MARKER: torch.zeros(0)} | {
-        key: own(value, kind, key) for key, value in net.state.items() if key not in set(ranked)
+        key: own(value, stored_type, key)
+        for key, value in net.state.items()
+        if key not in set(ranked)
     }
-    layers = []
-    lost = changed = whole = 0.0
+    layers, total = [], _Norms()
     generator = torch.Generator().manual_seed(seed)
     for done, key in enumerate(ranked, 1):
         weight, path = net.state[key], key.removesuffix(".weight")
         delta = weight.float() - base_twins[key].float()
         up, down = (
-            own(part, kind or weight.dtype, key)
+            own(part, stored_type or weight.dtype, key)
             for part in _factors(delta.flatten(1), rank, generator)
         )
-        norms = [_norm(part) for part in (delta.flatten(1) - up.float() @ down.float(), delta)]
-        layers.append(
-            LayerError(
-                path,
-                tuple(weight.shape),
-                len(down),
-                len(down) < rank,
-                _ratio(norms[0], norms[1]),
-                _ratio(norms[0], _norm(weight)),
-            )
-        )
-        lost, changed, whole = (
-            math.hypot(total, part)
-            for total, part in zip((lost, changed, whole), (*norms, _norm(weight)), strict=True)
-        )
+        residual = delta.flatten(1) - up.float() @ down.float()
+        norms = _Norms(_norm(residual), _norm(delta), _norm(weight))
+        total = total.joined(norms)
+        clipped = len(down) < rank
+        shape = tuple(weight.shape)
+        layers.append(LayerError(path, shape, len(down), clipped, norms.error, norms.weight_error))
         state[f"{path}.up"] = up.reshape(*up.shape, *[1] * (weight.ndim - 2))
         state[f"{path}.down"] = down.reshape(-1, *weight.shape[1:])
         if progress is not None:
@@ -138,12 +131,32 @@ def extract_control_lora(
     report = LowRankReport(
         rank,
         tuple(layers),
-        _ratio(lost, changed),
-        _ratio(lost, whole),
+        total.error,
+        total.weight_error,
         _count(state),
         _count(net.state),
     )
     return state, report
+
+
+class _Norms(NamedTuple):
+    """Frobenius norms of what is lost of weights, of their difference from the base, of them."""
+
+    lost: float = 0.0
+    changed: float = 0.0
+    whole: float = 0.0
+
+    def joined(self, others: _Norms) -> _Norms:
+        """The norms of these weights and others together."""
+        return _Norms(*map(math.hypot, self, others))
+
+    @property
+    def error(self) -> float:
+        return _ratio(self.lost, self.changed)
+
+    @property
+    def weight_error(self) -> float:
+        return _ratio(self.lost, self.whole)
 
 
 def _factors(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

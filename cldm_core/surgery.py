@@ -47,9 +47,9 @@ def add_control(
     parameter = next(unet.parameters())
     net = ControlNet(ControlNetConfig(unet.config, hint_channels), ops, attention=attention)
     net.to(parameter.device, parameter.dtype)
-    own = net.state_dict()
-    copied = {key: value for key, value in unet.state_dict().items() if key in own}
-    net.load_state_dict({**own, **copied})
+    state = net.state_dict()
+    copied = {key: value for key, value in unet.state_dict().items() if key in state}
+    net.load_state_dict({**state, **copied})
     return net
 
 
@@ -75,11 +75,11 @@ def transfer(
     new = twins(net, base_weights(target), "the target")
 
     def moved(key: str, value: Tensor) -> Tensor:
-        kind = dtype or net.output_type or value.dtype
+        stored_type = dtype or net.output_type or value.dtype
         if key not in old:
-            return own(value, kind, key)
+            return own(value, stored_type, key)
         # In this order a base that is moved to itself changes nothing, not even by rounding.
-        return own(value.float() + (new[key].float() - old[key].float()), kind, key)
+        return own(value.float() + (new[key].float() - old[key].float()), stored_type, key)
 
     return {key: moved(key, value) for key, value in net.state.items()}
 
@@ -105,8 +105,8 @@ def difference(
             stored = value.float() - base_twins[key].float()
             if stored.abs().max() < UNCHANGED:
                 continue
-        kind = dtype or net.output_type or value.dtype
-        result[DIFFERENCE_PREFIX + key] = own(stored, kind, key)
+        stored_type = dtype or net.output_type or value.dtype
+        result[DIFFERENCE_PREFIX + key] = own(stored, stored_type, key)
     return result
 
 
