@@ -14,7 +14,7 @@ from .checkpoint.read import Source
 from .control_lora import LORA_MARKER
 from .errors import CldmError
 from .surgery import plain_weights
-from .weights import base_weights, own, twins
+from .weights import base_weights, stored_copy, twins
 
 EXACT = 192
 """Matrices with a side up to this, or up to three times the rank, are decomposed in full."""
@@ -105,7 +105,7 @@ def extract_control_lora(
     stored_type = dtype or net.output_type
     ranked = [key for key, value in base_twins.items() if value.ndim >= 2]
     state = {LORA_MARKER: torch.zeros(0)} | {
-        key: own(value, stored_type, key)
+        key: stored_copy(value, stored_type, key)
         for key, value in net.state.items()
         if key not in set(ranked)
     }
@@ -115,7 +115,7 @@ def extract_control_lora(
         weight, path = net.state[key], key.removesuffix(".weight")
         delta = weight.float() - base_twins[key].float()
         up, down = (
-            own(part, stored_type or weight.dtype, key)
+            stored_copy(part, stored_type or weight.dtype, key)
             for part in _factors(delta.flatten(1), rank, generator)
         )
         residual = delta.flatten(1) - up.float() @ down.float()

@@ -30,7 +30,7 @@ from .controlnet import ControlNet
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .unet import ControlledUNet
 from .union import UnionConfig
-from .weights import ControlWeights, base_weights, control_weights, own, twins
+from .weights import ControlWeights, base_weights, control_weights, stored_copy, twins
 
 UNCHANGED = 1e-6
 """A tensor whose every number changed by less than this is left out of a difference file."""
@@ -77,9 +77,10 @@ def transfer(
     def moved(key: str, value: Tensor) -> Tensor:
         stored_type = dtype or net.output_type or value.dtype
         if key not in old:
-            return own(value, stored_type, key)
+            return stored_copy(value, stored_type, key)
         # In this order a base that is moved to itself changes nothing, not even by rounding.
-        return own(value.float() + (new[key].float() - old[key].float()), stored_type, key)
+        rebased = value.float() + (new[key].float() - old[key].float())
+        return stored_copy(moved_on, stored_type, key)
 
     return {key: moved(key, value) for key, value in net.state.items()}
 
@@ -106,19 +107,19 @@ def difference(
             if stored.abs().max() < UNCHANGED:
                 continue
         stored_type = dtype or net.output_type or value.dtype
-        result[DIFFERENCE_PREFIX + key] = own(stored, stored_type, key)
+        result[DIFFERENCE_PREFIX + key] = stored_copy(stored, stored_type, key)
     return result
 
 
 def apply_difference(
-    difference: Source, base: Source, *, dtype: torch.dtype | None = None
+    difference_file: Source, base: Source, *, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
     """The plain ControlNet that a difference file makes of a base model.
 
     Raises CheckpointMismatch or FamilyMismatch where the two don't fit, UnsupportedCheckpoint where
     it is no difference file.
     """
-    file = control_weights(difference, title="the difference")
+    file = control_weights(difference_file, title="the difference")
     if file.kind.name != DIFFERENCE_MARKER:
         raise UnsupportedCheckpoint(
             f"{file.name} holds a {file.kind.noun}, expected a difference file: make one of a "
@@ -137,7 +138,7 @@ def apply_difference(
         else:
             twin = unet[key].reshape(shape).to(device)
             value, total = (twin, twin) if value is None else (value, value.float() + twin.float())
-        result[key] = own(total, dtype or file.output_type or value.dtype, key)
+        result[key] = stored_copy(total, dtype or file.output_type or value.dtype, key)
     require_finite(result, f"{file.name} or its base", whole=True)
     return result
 
@@ -201,7 +202,7 @@ def merged(
     if isinstance(config, ControlNetConfig):
         config = replace(config, global_average_pooling=bool(pooling))
     state = {
-        key: own(
+        key: stored_copy(
             torch.lerp(value.float(), other.state[key].to(value.device).float(), ratio),
             dtype or one.output_type or value.dtype,
             key,

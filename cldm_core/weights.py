@@ -129,7 +129,7 @@ def twins(control: ControlWeights, base: StateDict, title: str) -> dict[str, Ten
     return {key: value.to(control.state[key].device) for key, value in found.items()}
 
 
-def own(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
+def stored_copy(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
     """The tensor in the type, None for its own, in memory that it shares with no other."""
     result = narrowed(value, dtype or value.dtype, key)
     return result.clone() if result is value else result
