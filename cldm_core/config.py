@@ -350,6 +350,11 @@ def _published(**changes: Any) -> UNetConfig:
     )
 
 
+def halved(size: tuple[int, int]) -> tuple[int, int]:
+    """Half of a height and a width, rounded up, as a UNet's downsampling does it."""
+    return -(-size[0] // 2), -(-size[1] // 2)
+
+
 def own_size(unet: UNetConfig, prediction: Prediction | None = None) -> int:
     """Pixels along the side of the squares that a base was trained on.
 

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import ShapeError
 
@@ -34,7 +35,7 @@ def check_hint(hint: Tensor, *channels: int) -> None:
             f"The hint is {hint.dtype}, expected floating-point numbers in [0, 1]: convert it, "
             "and divide pictures of 0 to 255 by 255."
         )
-    low, high = (bound.item() for bound in hint.detach().aminmax())
+    low, high = value_range(hint)
     if math.isnan(low) or math.isinf(low) or math.isinf(high):
         raise ShapeError(
             "The hint holds NaN or infinite values: check the picture or the annotator it "
@@ -47,12 +48,24 @@ def check_hint(hint: Tensor, *channels: int) -> None:
         )
 
 
+def value_range(values: Tensor) -> tuple[float, float]:
+    """The least and the greatest number; NaN where there is any."""
+    low, high = values.detach().aminmax()
+    return low.item(), high.item()
+
+
 def check_count(hints: int, batch: int) -> None:
     """Raises ShapeError unless there is one hint, or one for each picture of the batch."""
     if hints not in (1, batch):
         raise ShapeError(
             f"{hints} hints were given for a batch of {batch}: give one, or one for each."
         )
+
+
+def padded_to(hint: Tensor, multiple: int) -> Tensor:
+    """The hint (B, C, H, W) with its last row and column repeated up to multiples."""
+    bottom, right = (-side % multiple for side in hint.shape[2:])
+    return F.pad(hint, (0, right, 0, bottom), mode="replicate") if bottom or right else hint
 
 
 def in_type_of(layer: nn.Module, hint: Tensor) -> Tensor:

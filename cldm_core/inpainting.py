@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import CldmError, ShapeError
+from .hints import value_range
 from .masks import check_mask
 from .resampling import MARKED
 
@@ -56,6 +57,6 @@ def _check_image(image: Tensor) -> None:
             f"The picture is {image.dtype} of shape {tuple(image.shape)}, expected floating-point "
             "numbers (B, C, H, W)."
         )
-    low, high = (bound.item() for bound in image.detach().aminmax())
+    low, high = value_range(image)
     if not 0 <= low <= high <= 1:
         raise ShapeError(f"The picture's values go from {low:g} to {high:g}, expected [0, 1].")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .attention import Attention, sdpa
 from .blocks import zero_module
-from .config import UNetConfig
+from .config import UNetConfig, halved
 from .errors import CldmError, FamilyMismatch, ShapeError
-from .hints import HINT_SCALE, check_count, check_hint, in_type_of
+from .hints import HINT_SCALE, check_count, check_hint, in_type_of, padded_to
 from .projections import Patch, Projection, projections
 from .rules import POSITIVE, Rule, expect, is_int, is_list, require
 
@@ -209,7 +209,7 @@ class LLLiteChange:
         """
         level = self.size
         while level[0] * level[1] > max(tokens, 1):
-            level = (-(-level[0] // 2), -(-level[1] // 2))
+            level = halved(level)
         found = level if level[0] * level[1] == tokens else _shrunk(self.size, tokens)
         if found is None:
             height, width = (HINT_SCALE * side for side in self.size)
@@ -285,7 +285,7 @@ class ControlLLLite(nn.Module):
                 "ControlNet-LLLite's [-1, 1] to the net."
             )
         signal = 2 * hint - 1
-        padded = {depth: _padded(signal, stride) for depth, stride in STRIDES.items()}
+        padded = {depth: padded_to(signal, stride) for depth, stride in STRIDES.items()}
         conditioning = {}
         for path, module in self.parts().items():
             layers = module.conditioning1
@@ -353,11 +353,3 @@ def _shrunk(size: tuple[int, int], tokens: int) -> tuple[int, int] | None:
         if rows and tokens % rows == 0 and abs(tokens // rows - width) <= 1:
             return rows, tokens // rows
     return None
-
-
-def _padded(hint: Tensor, stride: int) -> Tensor:
-    """The hint with its last rows and columns repeated up to a multiple of `stride`."""
-    rows, columns = (-side % stride for side in hint.shape[2:])
-    if not rows and not columns:
-        return hint
-    return F.pad(hint, (0, columns, 0, rows), mode="replicate")

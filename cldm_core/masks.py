@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .config import UNetConfig
+from .config import UNetConfig, halved
 from .errors import ShapeError
-from .hints import OVERSHOOT
+from .hints import OVERSHOOT, value_range
 from .projections import Addition, Patch, weigh_patch
 from .residuals import Residuals, Slot, resampled
 
@@ -22,7 +22,7 @@ def check_mask(mask: Tensor) -> None:
             f"The mask is {mask.dtype} of shape {tuple(mask.shape)}, expected floating-point "
             "numbers (M, height, width)."
         )
-    low, high = (bound.item() for bound in mask.detach().aminmax())
+    low, high = value_range(mask)
     if not 0 <= low <= high <= 1:
         raise ShapeError(f"The mask's values go from {low:g} to {high:g}, expected [0, 1].")
 
@@ -35,7 +35,7 @@ def without_overshoot(picture: Tensor) -> Tensor:
     """
     if not picture.numel() or not picture.is_floating_point():
         return picture
-    low, high = (bound.item() for bound in picture.detach().aminmax())
+    low, high = value_range(picture)
     inside = -OVERSHOOT <= low <= high <= 1 + OVERSHOOT
     return picture.clamp(0, 1) if inside and not 0 <= low <= high <= 1 else picture
 
@@ -54,7 +54,7 @@ def residual_sizes(config: UNetConfig, height: int, width: int) -> tuple[Size, .
     for level, count in enumerate(config.num_res_blocks):
         sizes += [size] * count
         if level < len(config.num_res_blocks) - 1:
-            size = (-(-size[0] // 2), -(-size[1] // 2))
+            size = halved(size)
             sizes.append(size)
     return (*sizes, size)
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import Attention, sdpa
-from .config import UNetConfig
+from .config import UNetConfig, halved
 from .errors import CldmError, FamilyMismatch, ShapeError
-from .hints import HINT_SCALE, check_count, check_hint, in_type_of
+from .hints import HINT_SCALE, check_count, check_hint, in_type_of, padded_to
 from .residuals import Residuals, Slot
 from .rules import COUNTS, FLAG, POSITIVE, Rule, expect, is_int, is_list, require
 
@@ -81,11 +81,11 @@ class AdapterConfig:
         """Height and width of each feature for latents of this size, which may be odd."""
         size = (height, width)
         if self.kind == "xl":
-            size = _half(size)
+            size = halved(size)
         sizes = []
         for level in range(len(self.channels)):
             if level in self.halved_levels:
-                size = _half(size)
+                size = halved(size)
             sizes.append(size)
         return tuple(sizes)
 
@@ -113,11 +113,6 @@ _RULES = {
     "use_conv": FLAG,
     "skip_conv": FLAG,
 }
-
-
-def _half(size: tuple[int, int]) -> tuple[int, int]:
-    """Half the size, rounded up as a UNet's downsampling does."""
-    return -(-size[0] // 2), -(-size[1] // 2)
 
 
 class T2IAdapter(nn.Module):
@@ -169,7 +164,7 @@ class T2IAdapter(nn.Module):
         light = self.config.kind == "light"
         first = self.get_submodule("body.0.in_conv" if light else "conv_in")
         hint = in_type_of(first, hint)
-        x = F.pixel_unshuffle(_padded_to(hint, self.config.unshuffle), self.config.unshuffle)
+        x = F.pixel_unshuffle(padded_to(hint, self.config.unshuffle), self.config.unshuffle)
         return self._light_features(x) if light else self._full_features(x)
 
     def _light_features(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -269,12 +264,6 @@ def _sd_places(levels: int) -> tuple[int, ...]:
 
 def _slot(blocks: Mapping[int, Tensor]) -> Slot:
     return tuple(blocks.get(index) for index in range(max(blocks) + 1))
-
-
-def _padded_to(hint: Tensor, multiple: int) -> Tensor:
-    """The hint with its last row and column repeated up to multiples."""
-    bottom, right = (-side % multiple for side in hint.shape[2:])
-    return F.pad(hint, (0, right, 0, bottom), mode="replicate") if bottom or right else hint
 
 
 class AdapterDownsample(nn.Module):
