@@ -64,7 +64,7 @@ class TimestepEmbedSequential(nn.Sequential):
 
 
 def repeated(x: Tensor, rows: int) -> Tensor:
-    """x (U, ...) behind itself until there are `rows` rows; x itself where there are already."""
+    """x (U, ...) tiled along the batch to `rows` rows, a multiple of U."""
     if x.shape[0] == rows:
         return x
     return x.repeat(rows // x.shape[0], *[1] * (x.ndim - 1))

@@ -125,10 +125,10 @@ class ControlNet(ControlEncoder):
     ) -> Residuals:
         """Residuals for noisy latents x (B, in_channels, h, w).
 
-        timesteps, context and y are those of ControlledUNet.forward. Without y, context may also
-        have k B texts, first one for each picture, then the second for each, and so on: the
-        residuals are those of x k times behind itself. So guidance costs less than twice: what
-        stands in front of the first text is computed once.
+        timesteps, context and y are those of ControlledUNet.forward. Without y, context may hold
+        k * B texts: the first text of every picture, then the second of every picture, and so on.
+        The residuals are those of x tiled k times, but the blocks before the first cross-attention
+        run once, so that classifier-free guidance costs less than two passes.
 
         features: what encode_hint gave, of batch 1 or B; where None, `hint` is encoded here (so
         that a wrapper for training sees one forward). Raises ShapeError or FamilyMismatch, with the

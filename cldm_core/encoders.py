@@ -30,7 +30,7 @@ TROUBLE = (
 class ScaledAutoencoder:
     """An autoencoder of diffusers, with latents scaled as its configuration says.
 
-    latents: (VAE's - shift) * scale. It stays on its device and in its type: fp32, as SDXL's
+    latents = (vae_latents - shift) * scale. It stays on its device and in its type: fp32, as SDXL's
     overflows in fp16.
     """
 
@@ -42,7 +42,7 @@ class ScaledAutoencoder:
     def encode(self, pixels: Tensor, /) -> Tensor:
         """(B, 3, 8h, 8w) in [-1, 1] to (B, 4, h, w), fp32, scaled for the UNet.
 
-        Of the distribution it is the mean, so that it can be kept.
+        The mean of the latent distribution, so that it can be cached.
         """
         found = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype))
         # AutoencoderTiny gives latents, AutoencoderKL a distribution.

@@ -103,7 +103,7 @@ def _cropped(hint: Tensor, width: int, height: int) -> Tensor:
     old, new = old_width / old_height, width / height
     x = round((old_width - old_width * (new / old)) / 2) if old > new else 0
     y = round((old_height - old_height * (old / new)) / 2) if old < new else 0
-    # Of a very long hint the host leaves nothing.
+    # The host would crop a very long hint to nothing: keep a pixel.
     x, y = min(x, (old_width - 1) // 2), min(y, (old_height - 1) // 2)
     return hint[:, :, y : old_height - y, x : old_width - x]
 

@@ -176,7 +176,8 @@ def side_stream(device: torch.device) -> Any:
     with torch.cuda.device(device):
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
-            # Each stream gets workspaces of cuBLAS at its first products: no recording's own, so.
+            # cuBLAS allocates a workspace per stream at its first matmul: do it now, so that no
+            # graph owns it.
             for dtype in (torch.float32, torch.float16):
                 ones = torch.ones(16, 16, device=device, dtype=dtype)
                 torch.addmm(ones[0], ones, ones)

@@ -101,9 +101,13 @@ class _Step:
     off: str | None = None
 
     def add(self, strength: float, squares: dict[str, _Square], positive: bool) -> None:
+        """Adds a call; the first positive one discards negative ones, and later ones are ignored.
+
+        Samplers may compute the two sides in calls of their own, in either order.
+        """
         if self.calls and positive != self.positive:
             if self.positive:
-                return  # the negative side, sampled in a call of its own
+                return
             self.calls, self.strength, self.squares = 0, 0.0, {}
         self.positive, self.calls = positive, self.calls + 1
         self.strength += strength
@@ -165,12 +169,16 @@ class ControlRecord:
     ) -> None:
         """What one net added in one model call, after weights, masks and mode.
 
-        name, net: of the file, and the family. step: from 0; parts of a step, as second-order
-        samplers make them, belong to the step before. side: "positive" or else, for each row, or
-        for each of the equal parts that the rows consist of; where rows are positive only those
-        count. size: (h, w) of the latents, to lay out residuals that are tokens. key: tells nets
-        of the same name apart. A net without residuals gives its strength alone. Raises ShapeError
-        where sides and rows don't fit.
+        - name, net: of the file, and the family.
+        - step: from 0; parts of a step, as second-order samplers make them, belong to the step
+          before.
+        - side: "positive" or else, for each row, or for each of the equal parts that the rows
+          consist of. Where a step has positive rows, in this call or another, only those count.
+        - size: (h, w) of the latents, to lay out residuals that are tokens.
+        - key: tells nets of the same name apart.
+
+        A net without residuals gives its strength alone. Raises ShapeError where sides and rows
+        don't fit.
         """
         rows = None if side is None else [one == POSITIVE for one in side]
         positive = rows is not None and any(rows)

@@ -42,9 +42,9 @@ def map_residuals(change: Callable[[Tensor], Tensor], residuals: Residuals) -> R
 def weigh(residuals: Residuals, scales: float | Sequence[float]) -> Residuals:
     """Residuals times one strength, or one number for each: those of input, of output, the middle.
 
-    So for a ControlNet z0 .. zn-1 and the middle, for a T2I-Adapter its features. Places where
-    nothing is added take no number in input and one in output, whose places are the encoder's
-    blocks. Raises ShapeError where the count of numbers differs from the count of residuals.
+    So for a ControlNet z0 .. zn-1 and the middle, for a T2I-Adapter its features. A None takes no
+    number in `input`, but one in `output`, which has a place for each of the encoder's blocks.
+    Raises ShapeError where the count of numbers differs from the count of residuals.
     """
     if isinstance(scales, (int, float)):
         return residuals if scales == 1 else map_residuals(lambda item: item * scales, residuals)
