@@ -8,42 +8,33 @@ import torch
 from safetensors.torch import load_file
 
 from controlnet_pack.cldm_core.checkpoint.detect_bound import control_lora_config
-from controlnet_pack.cldm_core.config import ControlNetConfig, UNetConfig
 from controlnet_pack.cldm_core.control_lora import (
     canonical_control_lora,
     control_lora,
     needed_base_keys,
 )
-from controlnet_pack.cldm_core.controlnet import ControlNet
 from controlnet_pack.cldm_core.errors import (
     CheckpointMismatch,
     CldmError,
     FamilyMismatch,
     ShapeError,
 )
-from controlnet_pack.cldm_core.unet import ControlledUNet
 
-from .bound_cases import CASES, RANK, SD_LIKE, SDXL_LIKE, base_weights, lora_file
-from .seeded import seeded_tensor, shapes_of
-from .test_parity import GOLDENS, TOLERANCE, errors, named
+from .bound_cases import RANK, SD_LIKE, SDXL_LIKE, lora_file
+from .bound_nets import (
+    EACH_CASE,
+    base_of,
+    config_of,
+    control_shapes,
+    numbers,
+    ordinary,
+    residuals,
+    same,
+)
+from .goldens import GOLDENS, TOLERANCE, errors, named
+from .seeded import seeded_tensor
 
-EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LAYER = "input_blocks.1.0.in_layers.2"
-
-
-def config_of(case):
-    return ControlNetConfig.from_params(case.control_params)
-
-
-def control_shapes(case):
-    with torch.device("meta"):
-        return shapes_of(ControlNet(config_of(case)))
-
-
-def base_of(case):
-    with torch.device("meta"):
-        unet = ControlledUNet(UNetConfig.from_params(case.unet_params))
-    return base_weights(shapes_of(unet))
 
 
 def stored(case, **how):
@@ -65,27 +56,6 @@ def composed(case, state, base):
             value = base[key] + product.reshape(shape)
         whole[key] = value
     return whole
-
-
-def ordinary(case, weights):
-    with torch.device("meta"):
-        net = ControlNet(config_of(case))
-    net.load_state_dict(weights, assign=True)
-    return net.requires_grad_(False)
-
-
-def residuals(net, case):
-    x, hint, timesteps, context, y = case.inputs()
-    return net(x, None, timesteps, context, y, hint=hint)
-
-
-def numbers(net, case):
-    found = residuals(net, case)
-    return [*found.output, *found.middle]
-
-
-def same(first, second):
-    return all(map(torch.equal, first, second))
 
 
 @EACH_CASE

@@ -13,9 +13,8 @@ from controlnet_pack.cldm_core.control_lora import (
 from controlnet_pack.cldm_core.errors import CheckpointMismatch, CldmError, FamilyMismatch
 
 from .bound_cases import OWN, SD_LIKE, SDXL_LIKE, difference_file
-from .test_control_lora import (
+from .bound_nets import (
     EACH_CASE,
-    LAYER,
     base_of,
     config_of,
     control_shapes,
@@ -24,7 +23,9 @@ from .test_control_lora import (
     residuals,
     same,
 )
-from .test_parity import GOLDENS, TOLERANCE, errors, named
+from .goldens import GOLDENS, TOLERANCE, errors, named
+
+LAYER = "input_blocks.1.0.in_layers.2"
 
 
 def stored(case, *how, **more):

@@ -19,8 +19,8 @@ from controlnet_pack.cldm_core import (
 from controlnet_pack.cldm_core.checkpoint import config_metadata
 from controlnet_pack.cldm_core.union import UnionConfig, UnionControlNet
 
+from .full_size_nets import MIRRORED, half, lora, of_diffusers, on_meta
 from .samples import LOADED, adapter, controlnet, filled, prefixed
-from .test_full_size import MIRRORED, half, lora, of_diffusers, on_meta
 
 
 def test_what_keys_do_not_tell_is_unknown() -> None:

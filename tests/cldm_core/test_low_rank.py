@@ -12,7 +12,7 @@ from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.low_rank import extract_control_lora
 
 from .bound_cases import SD_LIKE
-from .test_control_lora import base_of, control_shapes, numbers, ordinary
+from .bound_nets import base_of, control_shapes, numbers, ordinary
 from .test_surgery import same, trained
 
 

@@ -1,7 +1,6 @@
 """Our networks against numbers recorded from the reference implementations (data/README.md)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,14 +19,9 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.blocks import timestep_embedding
 
+from .goldens import GOLDENS, TOLERANCE, errors, named
 from .parity_cases import CONTROL_SEED, FULL, HOST, ORIGINAL, UNCOMMON, UNET_SEED, Case
-from .seeded import sample, seeded_module, stats
-
-GOLDENS = Path(__file__).parent / "data" / "parity"
-
-# The largest error accepted, relative to the largest value of the recorded tensor: float32's
-# rounding. The worst seen is 5e-6; the original and ComfyUI differ as much from each other.
-TOLERANCE = 2e-5
+from .seeded import seeded_module
 
 SMALL = pytest.mark.parametrize("case", ORIGINAL + UNCOMMON + HOST, ids=lambda case: case.name)
 FULL_WIDTH = pytest.mark.parametrize("case", FULL, ids=lambda case: case.name)
@@ -63,30 +57,6 @@ def predictions(case: Case, residuals: Residuals) -> dict[str, Tensor]:
         "eps.only_mid": unet(x, timesteps, context, y, residuals, only_mid_control=True),
         "eps.scaled": unet(x, timesteps, context, y, scaled),
     }
-
-
-def named(features: Tensor, residuals: Residuals) -> dict[str, Tensor]:
-    assert residuals.input == () or set(residuals.input) == {None}
-    outputs = {f"output.{i}": value for i, value in enumerate(residuals.output)}
-    return {"features": features, **outputs, "middle.0": residuals.middle[0]}
-
-
-def errors(got: Mapping[str, Tensor], golden: Mapping[str, Tensor]) -> dict[str, float]:
-    """The error of each result, relative to the largest recorded value."""
-    found = {}
-    for name, value in got.items():
-        if name in golden:
-            found[name] = relative(value, golden[name])
-        else:
-            samples = golden[f"{name}.samples"]
-            found[f"{name}.samples"] = relative(sample(value, len(samples)), samples)
-            found[f"{name}.stats"] = relative(stats(value), golden[f"{name}.stats"])
-    return found
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return ((got - want).abs().max() / want.abs().max()).item()
 
 
 def check(got: Mapping[str, Tensor], case: Case, prefixes: tuple[str, ...]) -> None:

@@ -12,9 +12,9 @@ from controlnet_pack.cldm_core import ControlledUNet, ControlNet, ControlNetConf
 from controlnet_pack.cldm_core.diffusion import NoiseSchedule
 from controlnet_pack.cldm_core.training import Trainable, make_trainable, training_loss
 
+from .goldens import GOLDENS, relative
 from .parity_cases import CONTROL_SEED, TRAINING, UNET_SEED, TrainingCase
 from .seeded import sample, seeded_module
-from .test_parity import GOLDENS, relative
 
 # Adam divides a gradient by its own size, so rounding in the smallest ones moves weights: the first
 # step is exact to float32, the later ones follow it. Worst seen: 2e-5, 6e-5 and 2e-4.
