@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,3 @@ class Control:
         config = getattr(self.net, "unet_config", None)
         sizes = residual_sizes(config, *x.shape[2:]) if residuals.output and config else None
         return mask_residuals(residuals, self.mask, sizes)
-
-
-Active = Callable[[Tensor, Tensor, Tensor, Tensor | None], Residuals | tuple[Patch, ...]]
-"""A control at one step: latents, timesteps, text and SDXL's vectors to what it adds."""

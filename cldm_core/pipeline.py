@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from .config import Prediction, UNetConfig
-from .control import Active
 from .control import Control as Control  # where users look for it
 from .control import Hint as Hint
 from .diffusion import NoiseSchedule
@@ -92,9 +90,10 @@ class Settings:
             )
 
 
-class Text(NamedTuple):
+class Side(NamedTuple):
     """One side of the guidance: embeddings (B, tokens, context_dim) and SDXL's vectors, if any."""
 
+    conditional: bool
     context: Tensor
     y: Tensor | None
 
@@ -134,84 +133,110 @@ class Pipeline:
         controls = list(controls)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         _check(settings, prompts, controls, self.unet.config)
-        prediction = self.prediction or self.unet.config.prediction
-        make = self.scheduler_maker or make_scheduler
-        scheduler = make(settings.scheduler, self.schedule, prediction)
+        scheduler = self._scheduler(settings)
+        weight = next(self.unet.parameters())
+        with _without_autocast(weight):
+            sides = self._sides(prompts, negative, settings, weight)
+        latents = self._sampled(sides, controls, settings, scheduler, progress)
+        with _without_autocast(weight):
+            pixels = self.autoencoder.decode(latents)
+        return _to_picture(pixels)
+
+    def _scheduler(self, settings: Settings) -> Any:
         if settings.steps >= self.schedule.timesteps:
             raise CldmError(
                 f"{settings.steps} steps were asked for: the model was trained on "
                 f"{self.schedule.timesteps}, so take fewer than that."
             )
+        make = self.scheduler_maker or make_scheduler
+        prediction = self.prediction or self.unet.config.prediction
+        scheduler = make(settings.scheduler, self.schedule, prediction)
         scheduler.set_timesteps(settings.steps)
+        return scheduler
+
+    def _sides(
+        self, prompts: Sequence[str], negative: str, settings: Settings, like: Tensor
+    ) -> list[Side]:
+        """The positive side, and the negative one where there is guidance.
+
+        They are in the type and on the device of `like`.
+        """
+        texts = [negative, *prompts]
+        if getattr(self.encode_text, "sized", False):
+            context, y = self.encode_text(texts, (settings.height, settings.width))
+            y = y.to(like)
+        else:
+            context, y = self.encode_text(texts), None
+        context = context.to(like)
+        positive = Side(True, context[1:], None if y is None else y[1:])
+        if settings.guidance == 1:
+            return [positive]
+        return [positive, Side(False, context[:1], None if y is None else y[:1])]
+
+    def _sampled(
+        self,
+        sides: Sequence[Side],
+        controls: Sequence[Control],
+        settings: Settings,
+        scheduler: Any,
+        progress: Callable[[int, int], None] | None,
+    ) -> Tensor:
+        """The latents (count, 4, h, w) that the steps of the scheduler make of noise."""
         weight = next(self.unet.parameters())
-        with _without_autocast(weight):
-            context, y = self._encoded([negative, *prompts], settings, weight)
-        sides = [Text(context[1:], None if y is None else y[1:])]
-        if settings.guidance != 1:
-            sides.insert(0, Text(context[:1], None if y is None else y[:1]))
-        latents = _noise(settings).to(weight) * scheduler.init_noise_sigma
-        features = [control.encode(weight) for control in controls]
-        generators = [torch.Generator().manual_seed(seed) for seed in _seeds(settings)]
+        latents: Tensor = _noise(settings).to(weight) * scheduler.init_noise_sigma
+        encoded = [(control, control.encode(weight)) for control in controls]
+        options: dict[str, Any] = {}
+        if settings.scheduler == "euler_ancestral":
+            options = {"generator": [torch.Generator().manual_seed(s) for s in _seeds(settings)]}
         for index, timestep in enumerate(scheduler.timesteps):
-            share = index / settings.steps
-            active = [
-                [
-                    partial(control.evaluate, encoded, control.strength_at(share))
-                    for control, encoded in zip(controls, features, strict=True)
-                    if control.acts(share, conditional=conditional)
-                ]
-                for conditional in (False, True)
-            ]
             x = scheduler.scale_model_input(latents, timestep)
-            predicted = self._guided(x, timestep, sides, active, settings.guidance)
-            options = {"generator": generators} if settings.scheduler == "euler_ancestral" else {}
-            latents = scheduler.step(predicted, timestep, latents, **options).prev_sample
+            share = index / settings.steps
+            predicted = [self._predicted(x, timestep, side, encoded, share) for side in sides]
+            guided = _guided(predicted, settings.guidance)
+            latents = scheduler.step(guided, timestep, latents, **options).prev_sample
             if progress:
                 progress(index + 1, settings.steps)
-        with _without_autocast(weight):
-            pixels = self.autoencoder.decode(latents)
-        return _to_picture(pixels)
+        return latents
 
-    def _encoded(self, prompts: Sequence[str], settings: Settings, like: Tensor) -> Text:
-        """The prompts' texts, in the type and on the device of `like`."""
-        if not getattr(self.encode_text, "sized", False):
-            return Text(self.encode_text(prompts).to(like), None)
-        context, y = self.encode_text(prompts, (settings.height, settings.width))
-        return Text(context.to(like), y.to(like))
-
-    def _guided(
+    def _predicted(
         self,
         x: Tensor,
         timestep: Tensor,
-        sides: Sequence[Text],
-        active: Sequence[Sequence[Active]],
-        guidance: float,
+        side: Side,
+        encoded: Sequence[tuple[Control, Any]],
+        share: float,
     ) -> Tensor:
-        """Classifier-free guidance: negative + guidance * (positive - negative).
+        """What the UNet predicts on one side, with the controls that act there at this step.
 
-        Where `guidance` is 1, `sides` is the positive one alone. active: the controls of the
-        negative and of the positive side.
+        encoded: the controls with their hints' features; share: of the steps that are done.
         """
-        positive = self._side(x, timestep, sides[-1], active[1])
-        if len(sides) == 1:
-            return positive
-        negative = self._side(x, timestep, sides[0], active[0])
-        return negative + guidance * (positive - negative)
-
-    def _side(self, x: Tensor, timestep: Tensor, text: Text, active: Sequence[Active]) -> Tensor:
         timesteps = timestep.to(x).expand(x.shape[0])
-        context = text.context.expand(x.shape[0], -1, -1)
-        y = None if text.y is None else text.y.expand(x.shape[0], -1)
+        context = side.context.expand(x.shape[0], -1, -1)
+        y = None if side.y is None else side.y.expand(x.shape[0], -1)
         residuals: Residuals | None = None
         patches: list[Patch] = []
-        for evaluate in active:
-            found = evaluate(x, timesteps, context, y)
-            if isinstance(found, Residuals):
-                residuals = found if residuals is None else merge(residuals, found)
+        for control, features in encoded:
+            if not control.acts(share, conditional=side.conditional):
+                continue
+            strength = control.strength_at(share)
+            added = control.evaluate(features, strength, x, timesteps, context, y)
+            if isinstance(added, Residuals):
+                residuals = added if residuals is None else merge(residuals, added)
             else:
-                patches += found
+                patches += added
         out: Tensor = self.unet(x, timesteps, context, y, control=residuals, patches=patches)
         return out
+
+
+def _guided(predicted: Sequence[Tensor], guidance: float) -> Tensor:
+    """Classifier-free guidance over what was predicted on the positive side and the negative one.
+
+    negative + guidance * (positive - negative); what the positive side says where it is alone.
+    """
+    if len(predicted) == 1:
+        return predicted[0]
+    positive, negative = predicted
+    return negative + guidance * (positive - negative)
 
 
 def make_scheduler(name: str, schedule: NoiseSchedule, prediction: Prediction) -> Any:
