@@ -71,6 +71,7 @@ __all__ = [
     "annotate",
     "detect_pose",
     "draw_pose",
+    "get",
 ]
 
 _RECORDS: tuple[Annotator, ...] = (
@@ -121,6 +122,16 @@ _RECORDS: tuple[Annotator, ...] = (
 ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}
 
 
+def get(name: str) -> Annotator:
+    """The annotator called `name`; raises AnnotatorError, with the names there are."""
+    if name not in ANNOTATORS:
+        raise AnnotatorError(
+            f"There is no annotator {name!r}{meant(name, ANNOTATORS)}"
+            f" The annotators are: {', '.join(ANNOTATORS)}."
+        )
+    return ANNOTATORS[name]
+
+
 def annotate(
     name: str,
     image: Picture,
@@ -131,12 +142,7 @@ def annotate(
     **params: object,
 ) -> Picture:
     """The hint that the annotator called `name` makes of `image`; see `Annotator.__call__`."""
-    if name not in ANNOTATORS:
-        raise AnnotatorError(
-            f"There is no annotator {name!r}{meant(name, ANNOTATORS)}"
-            f" The annotators are: {', '.join(ANNOTATORS)}."
-        )
-    return ANNOTATORS[name](image, mask=mask, device=device, **params)
+    return get(name)(image, mask=mask, device=device, **params)
 
 
 def __getattr__(name: str) -> Annotator:

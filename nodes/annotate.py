@@ -13,9 +13,11 @@ import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
 
+from .. import annotators
 from ..annotators import ANNOTATORS, Annotator, annotate, weights
 from ..annotators.settings import Choice, Flag, Param, Setting, Value, example, from_text
 from .contract import ANNOTATORS_HOST, CONTROL, lacking
+from .images import to_floats, to_image
 from .texts import CATEGORY, shows_text, text_result
 
 ANNOTATE = f"{CATEGORY}/annotators"
@@ -63,17 +65,10 @@ def annotated(
     annotator: Annotator, image: Tensor, *, mask: Tensor | None = None, **params: Value
 ) -> Tensor:
     """The hints of the host's IMAGE (B, H, W, C) in [0, 1], as IMAGE."""
-    # Sharpening and enlarging overshoot a little; NaN survives the clamp and is refused.
-    pictures = image.float().clamp(0, 1).cpu().numpy()
-    masks = None if mask is None else mask.float().clamp(0, 1).cpu().numpy()
+    pictures, masks = to_floats(image), None if mask is None else to_floats(mask)
     with host_progress():
         hints = annotate(annotator.name, pictures, mask=masks, device=host_device(), **params)
-    return as_image(hints) if hints.dtype == np.uint8 else torch.from_numpy(hints)
-
-
-def as_image(pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-    """Pictures (N, H, W, 3) uint8 as the host's IMAGE."""
-    return torch.from_numpy(np.divide(pictures, 255, dtype=np.float32))
+    return to_image(hints) if hints.dtype == np.uint8 else torch.from_numpy(hints)
 
 
 def setting_input(name: str, setting: Setting) -> io.Input:
@@ -200,9 +195,7 @@ class Annotate(io.ComfyNode):
         settings: str,
         mask: Tensor | None = None,
     ) -> io.NodeOutput:
-        if annotator not in ANNOTATORS:
-            annotate(annotator, np.zeros((1, 1, 3), np.uint8))  # raises, with the names there are
-        chosen = ANNOTATORS[annotator]
+        chosen = annotators.get(annotator)
         told = from_text(chosen.name, chosen.settings, settings)
         if resolution != DEFAULT:
             told[RESOLUTION] = resolution

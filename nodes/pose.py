@@ -13,7 +13,8 @@ from ..annotators import ANNOTATORS, weights
 from ..annotators.keypoints import Frame, frames_from_json, to_json
 from ..annotators.pose import DETECTORS, KIND, RESOLUTION, poses_in
 from ..annotators.skeleton import draw_all, drawing_size
-from .annotate import as_image, host_device, host_progress, is_limited
+from .annotate import host_device, host_progress, is_limited
+from .images import to_floats, to_image
 from .texts import CATEGORY
 
 POSES = f"{CATEGORY}/poses"
@@ -48,7 +49,7 @@ def pose_outputs() -> list[io.Output]:
 
 def result(frames: Sequence[Frame], size: tuple[int, int], **options: bool) -> io.NodeOutput:
     """The drawing as the host's IMAGE, the poses, and their text."""
-    drawn = as_image(draw_all(frames, size=size, **options))
+    drawn = to_image(draw_all(frames, size=size, **options))
     poses = [to_json(frame) for frame in frames]
     return io.NodeOutput(drawn, poses, json.dumps(poses))
 
@@ -106,8 +107,7 @@ class DetectPose(io.ComfyNode):
         xinsir: bool,
         resolution: int,
     ) -> io.NodeOutput:
-        # Sharpening and enlarging overshoot a little; NaN survives the clamp and is refused.
-        pictures = image.float().clamp(0, 1).cpu().numpy()
+        pictures = to_floats(image)
         parts = {"body": body, "hands": hands, "face": face}
         with host_progress():
             frames = poses_in(
