@@ -87,9 +87,12 @@ def _run(
         return _dataset(annotator.name, source, target, strict, params)
     if workers or strict:
         raise AnnotatorError("--workers and --strict are for data sets: add --shards 1000.")
+    source.stat()  # raises OSError where there is nothing, before the target is judged
     convert = partial(annotator, **params)
     if source.is_dir():
         return _folder(annotator.name, source, target, convert, format)
+    if format is not None:
+        raise AnnotatorError("--format is for folders: the ending of OUT gives it here.")
     is_video = source.suffix.lower() in io.VIDEOS
     if source.resolve() == target.resolve():
         what = "video" if is_video else "picture"
@@ -128,6 +131,8 @@ def _folder(
     """Every picture of a folder under its own name in the other; what fails is told at the end."""
     if source.resolve() == target.resolve():
         raise AnnotatorError(f"{target} has the pictures themselves: name another folder.")
+    if target.is_file():
+        raise AnnotatorError(f"{target} is a file: name a folder for the hints of a folder.")
     found = _pictures(source, target)
     places = [target / path.relative_to(source) for path in found]
     if format is not None:

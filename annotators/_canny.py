@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from .base import RGB8, Annotator, AnnotatorError, Param
+from .base import RGB8, Annotator, Param
 from .pictures import as_rgb
 
 
 def canny(image: RGB8, low_threshold: int, high_threshold: int) -> RGB8:
-    """Edges of (H, W, 3), by the strongest channel at each pixel, as (H, W, 3) of 0 and 255."""
+    """Edges of (H, W, 3), by the strongest channel at each pixel, as (H, W, 3) of 0 and 255.
+
+    Whichever threshold is lower is the low one, as OpenCV takes them.
+    """
     import cv2
 
-    check_order(low_threshold, high_threshold)
     return as_rgb(cv2.Canny(image, low_threshold, high_threshold))
-
-
-def check_order(low_threshold: int, high_threshold: int) -> None:
-    """Raises AnnotatorError where the thresholds are the wrong way round."""
-    if low_threshold > high_threshold:
-        raise AnnotatorError(
-            f"low_threshold is {low_threshold}, above high_threshold, which is {high_threshold}: "
-            "lower the first or raise the second."
-        )
 
 
 ANNOTATOR = Annotator(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._canny import check_order
 from .base import RGB8, Annotator, Param, Picture
 from .pictures import as_rgb
 
@@ -18,11 +17,11 @@ DARK, BRIGHT = 1, 99
 def pyracanny(image: RGB8, low_threshold: int, high_threshold: int) -> RGB8:
     """Edges of (H, W, 3), channel by channel and size by size, as (H, W, 3).
 
-    As in lllyasviel/Fooocus and Fannovel16/comfyui_controlnet_aux.
+    As in lllyasviel/Fooocus and Fannovel16/comfyui_controlnet_aux. Whichever threshold is lower is
+    the low one, as OpenCV takes them.
     """
     import cv2
 
-    check_order(low_threshold, high_threshold)
     height, width = image.shape[:2]
     total: Picture | None = None
     for scale in SCALES:

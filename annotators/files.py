@@ -74,7 +74,13 @@ def check_ending(path: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raises AnnotatorError where a hint can't be written, before any is made."""
+    _check_place(path)
     check_ending(path)
+
+
+def _check_place(path: Path) -> None:
+    if path.is_dir():
+        raise AnnotatorError(f"{path} is a folder: name the file that is to be written.")
     if not path.parent.is_dir():
         raise AnnotatorError(f"{path.parent} is not a folder; create it first.")
 
@@ -99,7 +105,7 @@ def encoded(ending: str, hint: Picture) -> bytes:
         if fits:
             return data.tobytes()
     raise AnnotatorError(
-        f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels; use .png."
+        f"A {ending} can't hold {hint.shape[1]} x {hint.shape[0]} pixels in colour; use .png."
     )
 
 
@@ -137,10 +143,9 @@ def convert_video(
     """
     import cv2
 
+    _check_place(target)
     if target.suffix.lower() not in VIDEOS:
         raise AnnotatorError(f"{target} has no ending of a video; use .mp4, for example.")
-    if not target.parent.is_dir():
-        raise AnnotatorError(f"{target.parent} is not a folder; create it first.")
     reader = cv2.VideoCapture(str(source))
     rate = reader.get(cv2.CAP_PROP_FPS) or 25.0
     codec = cv2.VideoWriter.fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import _animal_pose, _blazepose, _dwpose, _openpose
-from .base import Annotator
+from .base import Annotator, Param
 from .errors import AnnotatorError
 from .keypoints import Frame, frames_from_json, to_json
 from .memory import in_pieces
-from .pictures import RGB8, Picture, all_resized, as_uint8, on_white, working_size
+from .pictures import MOST_PIXELS, RGB8, Picture, all_resized, as_uint8, on_white, working_size
 from .settings import meant
 from .skeleton import draw_all, drawing_size
 
@@ -69,8 +69,12 @@ def draw_pose(
     the other and the first pose's aspect make it, both 0 is that pose's own size. xinsir: thicker
     sticks. Raises AnnotatorError.
     """
+    side = Param(0, 0, MOST_PIXELS, "of the drawing")
+    wide, high = (
+        int(side.checked(name, value)) for name, value in (("width", width), ("height", height))
+    )
     frames = frames_from_json(poses)
-    size = drawing_size(frames[0], width, height)
+    size = drawing_size(frames[0], wide, high)
     return draw_all(frames, size=size, body=body, hands=hands, face=face, xinsir=xinsir)
 
 
@@ -90,6 +94,8 @@ def poses_in(
             f"There is no pose detector {kind!r}{meant(kind, DETECTORS)} "
             f"The detectors are: {', '.join(DETECTORS)}."
         )
+    record = _RECORDS[kind]
+    resolution = int(record.settings["resolution"].checked("resolution", resolution))
     pixels = as_uint8(image)
     if pixels.shape[-1] == 4:
         pixels = on_white(pixels)
@@ -101,7 +107,6 @@ def poses_in(
         piece = all_resized(pictures[start:end], *size)
         return DETECTORS[kind](piece, hands=hands, face=face, device=device)
 
-    at_once = _RECORDS[kind].at_once(*size, device)
-    pieces = in_pieces(detect, len(pictures), at_once)
+    pieces = in_pieces(detect, len(pictures), record.at_once(*size, device))
     found = [frame.resized(width, height) for piece in pieces for frame in piece]
     return [frame.only(body=body, hands=hands, face=face) for frame in found]

@@ -97,6 +97,28 @@ def test_missing_file(capfd, tmp_path):
     assert said == f"canny: {source}: No such file or directory\n"
 
 
+def test_missing_file_is_told_before_the_target_is_judged(capfd, tmp_path):
+    said = refused(capfd, "canny", tmp_path / "none", tmp_path / "out")
+    assert said == f"canny: {tmp_path / 'none'}: No such file or directory\n"
+
+
+def test_a_folder_in_the_place_of_the_hint(capfd, png, tmp_path):
+    video(tmp_path / "in.avi")
+    for source in (png, tmp_path / "in.avi"):
+        said = refused(capfd, "canny", source, tmp_path)
+        assert said == f"canny: {tmp_path} is a folder: name the file that is to be written.\n"
+
+
+def test_a_file_in_the_place_of_the_folder(capfd, png, tmp_path):
+    said = refused(capfd, "canny", tmp_path, png)
+    assert said == f"canny: {png} is a file: name a folder for the hints of a folder.\n"
+
+
+def test_a_format_for_one_picture(capfd, png, tmp_path):
+    said = refused(capfd, "canny", png, tmp_path / "out.jpg", "--format", "png")
+    assert said == "canny: --format is for folders: the ending of OUT gives it here.\n"
+
+
 @pytest.mark.parametrize("length", [0, 20, 200])
 def test_damaged_file(capfd, png, tmp_path, length):
     png.write_bytes(png.read_bytes()[:length])
@@ -137,7 +159,7 @@ def test_folder_that_does_not_exist(capfd, png, tmp_path):
 def test_picture_too_large_for_the_format(capfd, tmp_path):
     cv2.imwrite(str(tmp_path / "in.png"), np.zeros((1, 70_000, 3), np.uint8))
     said = refused(capfd, "canny", tmp_path / "in.png", tmp_path / "out.jpg")
-    assert said == "canny: A .jpg can't hold 70000 x 1 pixels; use .png.\n"
+    assert said == "canny: A .jpg can't hold 70000 x 1 pixels in colour; use .png.\n"
     assert not (tmp_path / "out.jpg").exists()
 
 

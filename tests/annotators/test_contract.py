@@ -178,15 +178,7 @@ def test_ends_of_every_range(annotator, end):
     params = annotator.record.params
     ends = {name: getattr(one, end) for name, one in params.items() if isinstance(one, Param)}
     for told in (ends, *({name: value} for name, value in ends.items())):
-        low, high = (
-            told.get(name, params[name].default) if name in params else 0
-            for name in ("low_threshold", "high_threshold")
-        )
-        if low > high:
-            with pytest.raises(AnnotatorError, match="lower the first or raise the second"):
-                annotator(picture(16, 16, 3), **told)
-        else:
-            assert annotator(picture(16, 16, 3), **told).shape == (16, 16, 3)
+        assert annotator(picture(16, 16, 3), **told).shape == (16, 16, 3)
 
 
 def test_smallest_resolution(annotator):

@@ -94,7 +94,8 @@ def test_more_pixels_than_opencv_reads_are_a_sentence():
 @pytest.mark.parametrize("ending", [".jpg", ".webp"])
 def test_a_hint_that_is_too_large_for_its_format_is_a_sentence(ending):
     hint = np.zeros((1, 70_000, 3), np.uint8)
-    with pytest.raises(AnnotatorError, match=f"^A {ending} can't hold 70000 x 1 pixels; use .png"):
+    sentence = f"^A {ending} can't hold 70000 x 1 pixels in colour; use .png"
+    with pytest.raises(AnnotatorError, match=sentence):
         encoded(ending, hint)
 
 

@@ -76,3 +76,18 @@ def test_poses_are_drawn_from_a_text():
     assert np.array_equal(draw_pose(json.dumps(found)), draw_pose(found))
     with pytest.raises(AnnotatorError, match="The pose isn't JSON"):
         draw_pose("[1")
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: detect_pose(PICTURE, resolution=-1), "resolution is -1, but it has to be from 0"),
+        (lambda: detect_pose(PICTURE, resolution=9.5), "resolution is 9.5, but it has to be a who"),
+        (lambda: detect_pose(PICTURE, kind="opnpose"), "There is no pose detector 'opnpose'; did "),
+        (lambda: draw_pose(detect_pose(PICTURE), width=-8), "width is -8, but it has to be from 0"),
+        (lambda: draw_pose(detect_pose(PICTURE), height=0.5), "height is 0.5, but it has to be a "),
+    ],
+)
+def test_what_is_refused(call, sentence):
+    with pytest.raises(AnnotatorError, match=f"^{sentence}"):
+        call()

@@ -138,9 +138,10 @@ def test_masks_that_are_refused(picture, name, mask, sentence):
         annotate(name, picture, mask=mask)
 
 
-def test_thresholds_the_wrong_way_round():
-    with pytest.raises(AnnotatorError, match="low_threshold is 9, above high_threshold"):
-        annotators.pyracanny(np.zeros((8, 8, 3), np.uint8), low_threshold=9, high_threshold=8)
+@pytest.mark.parametrize("name", ["canny", "pyracanny"])
+def test_thresholds_the_wrong_way_round_are_turned(picture, name):
+    hint = annotate(name, picture, low_threshold=150, high_threshold=60)
+    assert np.array_equal(hint, annotate(name, picture, low_threshold=60, high_threshold=150))
 
 
 def test_segments_of_a_square():
