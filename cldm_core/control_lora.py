@@ -62,23 +62,21 @@ class BoundControlNet(ControlNet):
         itself stays as it is, so that several views of one file can have bases of their own. base:
         the weights by the UNet's keys, without prefix or (mappings only) behind `diffusion_model.`
         or `model.diffusion_model.`, in any type and on any device; they are looked up at each use.
-        None gives an unbound view. Raises FamilyMismatch where keys or shapes don't fit.
+        None gives an unbound view, which holds no base in memory. Raises FamilyMismatch where keys
+        or shapes don't fit.
         """
         weights = None if base is None else BaseWeights(base)
         if weights is not None:
             self._check(weights)
         return _view(self, weights)
 
-    def unbind(self) -> BoundControlNet:
-        """An unbound view, which holds no base in memory."""
-        return self.bind(None)
-
     @property
     def is_bound(self) -> bool:
+        """Whether it has a base, so that it can compute residuals."""
         return next(layer for _, layer in composed_layers(self)).base is not None
 
     def _check(self, base: BaseWeights) -> None:
-        for key, shape in _needed(self):
+        for key, shape in needed_from_base(self).items():
             found = base.shape(key)
             if found != shape:
                 raise FamilyMismatch(
@@ -113,9 +111,14 @@ def difference_net(
     return BoundControlNet(config, state, difference=True, attention=attention)
 
 
-def needed_base_keys(net: BoundControlNet) -> tuple[str, ...]:
-    """The UNet's keys that the net asks its base for, in the order of its layers."""
-    return tuple(key for key, _ in _needed(net))
+def needed_from_base(net: BoundControlNet) -> dict[str, tuple[int, ...]]:
+    """The shapes of what the net asks its base for, by the UNet's keys, in the order of layers."""
+    return {
+        f"{path}.{name}": shape
+        for path, layer in composed_layers(net)
+        for name, shape in layer.shapes.items()
+        if name in layer.from_base
+    }
 
 
 def canonical_control_lora(state: Stored) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -192,13 +195,6 @@ def _problems(path: str, shapes: Shapes, stored: Stored, *, ranked: bool) -> Ite
         # As in the host, a linear layer's product may come in the shape of a 1x1 convolution.
         if product[0] != expected[0] or math.prod(product) != math.prod(expected):
             yield f"{path}.up times .down is {product} instead of {tuple(expected)}"
-
-
-def _needed(net: BoundControlNet) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for path, layer in composed_layers(net):
-        for name, shape in layer.shapes.items():
-            if name in layer.from_base:
-                yield f"{path}.{name}", shape
 
 
 def _beyond(net: BoundControlNet) -> Iterator[str]:

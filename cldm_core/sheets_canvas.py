@@ -42,15 +42,6 @@ class Box(NamedTuple):
     def bottom(self) -> float:
         return self.top + self.height
 
-    def overlaps(self, other: Box) -> bool:
-        """Whether the two share more than an edge."""
-        return (
-            self.left < other.right
-            and other.left < self.right
-            and self.top < other.bottom
-            and other.top < self.bottom
-        )
-
 
 class Canvas:
     """Draws in pixels of the finished sheet; `finish` gives it."""

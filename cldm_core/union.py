@@ -21,7 +21,6 @@ from .blocks import timestep_embedding, zero_module
 from .config import ControlNetConfig
 from .controlnet import ControlEncoder
 from .errors import CldmError, ShapeError, UnknownControlType
-from .hints import check_count
 from .residuals import Residuals
 from .rules import POSITIVE, Rule, expect, require
 
@@ -133,14 +132,6 @@ class UnionFeatures:
     def map(self, change: Callable[[Tensor], Tensor]) -> UnionFeatures:
         """The features with `change` applied to what has a batch; the flags are kept."""
         return dataclasses.replace(self, tensor=change(self.tensor))
-
-    def expand(self, batch: int) -> UnionFeatures:
-        """The features of one picture for a batch, without a copy.
-
-        Raises ShapeError where they are of another count of pictures.
-        """
-        check_count(self.tensor.shape[0], batch)
-        return self.map(lambda tensor: tensor.expand(batch, -1, -1, -1))
 
 
 class UnionControlNet(ControlEncoder):

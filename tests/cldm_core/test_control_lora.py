@@ -11,7 +11,7 @@ from controlnet_pack.cldm_core.checkpoint.detect_bound import control_lora_confi
 from controlnet_pack.cldm_core.control_lora import (
     canonical_control_lora,
     control_lora,
-    needed_base_keys,
+    needed_from_base,
 )
 from controlnet_pack.cldm_core.errors import (
     CheckpointMismatch,
@@ -101,7 +101,7 @@ def test_no_tensor_of_the_base_is_kept():
 
     net = unbound(SD_LIKE).bind(look_up)
     residuals(net, SD_LIKE)
-    assert len(given) > 2 * len(needed_base_keys(net)) - 1
+    assert len(given) > 2 * len(needed_from_base(net)) - 1
     assert not any(reference() is not None for reference in given)
 
 
@@ -169,7 +169,6 @@ def test_bind_gives_a_view_and_leaves_the_net_unbound():
     view = net.bind(base_of(SD_LIKE))
     assert view.is_bound
     assert not net.is_bound
-    assert not view.unbind().is_bound
     assert not view.bind(None).is_bound
 
 
@@ -210,16 +209,16 @@ def test_the_file_can_be_trained():
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_needed_base_keys_are_those_that_the_file_leaves_to_the_base():
+def test_what_is_needed_from_the_base_is_what_the_file_leaves_to_it():
     net, state = unbound(SD_LIKE), stored(SD_LIKE)
-    needed = set(needed_base_keys(net))
+    needed = set(needed_from_base(net))
     assert needed == {key for key in control_shapes(SD_LIKE) if key not in state}
     assert needed <= base_of(SD_LIKE).keys()
 
 
 def test_a_base_without_a_needed_key_is_of_another_family():
     base = base_of(SD_LIKE)
-    missing = needed_base_keys(unbound(SD_LIKE))[5]
+    missing = list(needed_from_base(unbound(SD_LIKE)))[5]
     del base[missing]
     with pytest.raises(FamilyMismatch, match=f"no {missing}.*another family"):
         unbound(SD_LIKE).bind(base)

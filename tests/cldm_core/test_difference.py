@@ -8,7 +8,7 @@ from controlnet_pack.cldm_core.checkpoint.detect_bound import difference_config
 from controlnet_pack.cldm_core.control_lora import (
     canonical_difference,
     difference_net,
-    needed_base_keys,
+    needed_from_base,
 )
 from controlnet_pack.cldm_core.errors import CheckpointMismatch, CldmError, FamilyMismatch
 
@@ -103,7 +103,7 @@ def test_only_the_tensors_of_the_file_are_parameters():
 
 def test_all_that_the_base_has_is_asked_from_it():
     twins = {key for key in control_shapes(SDXL_LIKE) if not key.startswith(OWN)}
-    assert set(needed_base_keys(unbound(SDXL_LIKE))) == twins
+    assert set(needed_from_base(unbound(SDXL_LIKE))) == twins
 
 
 def test_unbound_it_asks_for_a_base():
