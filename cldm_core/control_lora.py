@@ -16,7 +16,7 @@ from .blocks import SpatialTransformer, TimestepEmbedSequential
 from .bound import Base, BaseWeights, Composed, product_shape
 from .config import ControlNetConfig
 from .controlnet import ControlNet
-from .errors import CheckpointMismatch, FamilyMismatch
+from .errors import CheckpointMismatch, FamilyMismatch, listed
 
 LORA_MARKER = "lora_controlnet"
 DIFFERENCE_MARKER = "difference"
@@ -168,10 +168,9 @@ def require_stored_fit(
         ranked = _has_twin(path) and not difference
         problems += _problems(path, shapes, by_layer[path], ranked=ranked)
     if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointMismatch(
             f"The file doesn't fit the net that its configuration describes: "
-            f"{'; '.join(problems[:3])}{more}."
+            f"{listed(problems, between='; ')}."
         )
     return by_layer
 

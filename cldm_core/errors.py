@@ -11,6 +11,8 @@ CldmError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class CldmError(ValueError):
     """Base class of the core's errors; the message is one line, whatever a file's names hold."""
@@ -42,3 +44,10 @@ class UnknownControlType(CldmError):
 
 class ShapeError(CldmError):
     """A tensor has a shape, type or range that doesn't fit."""
+
+
+def listed(items: Iterable[str], most: int = 3, between: str = ", ") -> str:
+    """The first of the items for a message, and how many more there are."""
+    items = list(items)
+    shown, more = between.join(items[:most]), len(items) - most
+    return shown if more <= 0 else f"{shown}{between.rstrip(' ,')} and {more} more"

@@ -27,7 +27,7 @@ from .checkpoint.write import HINT_KEY, config_metadata
 from .config import ControlNetConfig, UNetConfig
 from .control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, OWN_PARTS, difference_net
 from .controlnet import ControlNet
-from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
+from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint, listed
 from .unet import ControlledUNet
 from .union import UnionConfig
 from .weights import ControlWeights, base_weights, control_weights, stored_copy, twins
@@ -328,7 +328,6 @@ def _require_alike(one: ControlWeights, other: ControlWeights) -> None:
     ]
     if wrong:
         raise CheckpointMismatch(
-            f"{one.name} and {other.name} differ in keys or shapes ({', '.join(wrong[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}): only nets for one "
-            f"family of base models, with equal hints, can be merged."
+            f"{one.name} and {other.name} differ in keys or shapes ({listed(wrong)}): only nets "
+            f"for one family of base models, with equal hints, can be merged."
         )

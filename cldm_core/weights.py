@@ -20,7 +20,7 @@ from .checkpoint.quantise import narrowed
 from .checkpoint.read import Checkpoint, Source, StateDict, read
 from .checkpoint.write import noted_hint, stored_pooling
 from .eight_bits import is_8_bit
-from .errors import CheckpointMismatch
+from .errors import CheckpointMismatch, listed
 
 TWIN_PARTS = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 """What a ControlNet copied from its base model."""
@@ -120,10 +120,9 @@ def twins(control: ControlWeights, base: StateDict, title: str) -> dict[str, Ten
     ]
     title = f"{title[0].upper()}{title[1:]}"
     if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointMismatch(
             f"{title} has other weights than the encoder of {control.name} "
-            f"({'; '.join(wrong[:3])}{more}): give a base model of the same family."
+            f"({listed(wrong, between='; ')}): give a base model of the same family."
         )
     require_finite(found, title, whole=True)
     return {key: value.to(control.state[key].device) for key, value in found.items()}

@@ -17,7 +17,7 @@ from ..config import ControlNetConfig
 from ..control_lora import DIFFERENCE_MARKER, DIFFERENCE_PREFIX, LORA_MARKER, BoundControlNet
 from ..controlnet import ControlNet
 from ..eight_bits import is_8_bit
-from ..errors import CldmError, UnsupportedCheckpoint
+from ..errors import CldmError, UnsupportedCheckpoint, listed
 from .describe import base_name
 from .detect_t2i import diffusers_t2i
 from .dtypes import common_type, is_scaled, type_name, unified, without_scales
@@ -211,10 +211,9 @@ def _retyped(
     wide = kept_wide(state)
     if not wide:
         return state, []
-    more = f" and {len(wide) - 3} more" if len(wide) > 3 else ""
     return state, [
-        f"{', '.join(wide[:3])}{more} stay in fp16, as more than 1 % of their numbers would become "
-        f"zero in {type_name(dtype)}; with scales they fit."
+        f"{listed(wide)} stay in fp16, as more than 1 % of their numbers would become zero in "
+        f"{type_name(dtype)}; with scales they fit."
     ]
 
 

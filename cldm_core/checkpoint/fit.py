@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..errors import CheckpointMismatch
+from ..errors import CheckpointMismatch, listed
 from .read import StateDict
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -76,5 +76,4 @@ def _projection(value: Tensor, shape: tuple[int, ...]) -> Tensor:
 def _some(title: str, items: Collection[str]) -> str:
     if not items:
         return ""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return f"{title} {', '.join(list(items)[:3])}{more}".strip()
+    return f"{title} {listed(items)}".strip()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..eight_bits import is_8_bit
-from ..errors import CheckpointMismatch, DamagedCheckpoint
+from ..errors import CheckpointMismatch, DamagedCheckpoint, listed
 from .firstbytes import kind_of
 
 MOST_HEADER = 32 << 20
@@ -128,10 +128,9 @@ def require_finite(tensors: Mapping[str, Tensor], name: str, *, whole: bool = Fa
         return
     wrong = [key for key, value in probes.items() if not _are_finite([value])]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise DamagedCheckpoint(
             f"{name} holds numbers that are infinite or no numbers (NaN) in "
-            f"{', '.join(ascii(key) for key in wrong[:3])}{more}: its training failed or it is "
+            f"{listed(map(ascii, wrong))}: its training failed or it is "
             f"damaged, so get another version of it."
         )
 

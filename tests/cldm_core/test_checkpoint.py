@@ -28,6 +28,7 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.checkpoint import config_metadata, inspect_checkpoint, read, save
 from controlnet_pack.cldm_core.checkpoint.detect import controlnet_config, unet_config
+from controlnet_pack.cldm_core.errors import listed
 
 SMALL = replace(TINY, model_channels=32, num_head_channels=32, context_dim=16)
 VARIANTS = [
@@ -350,3 +351,9 @@ def test_inspect_says_it_in_a_line(net: ControlNet) -> None:
 def test_names_with_line_breaks_leave_an_error_one_line() -> None:
     error = CheckpointMismatch("unexpected a\nb, \x1b[31m, schön.")
     assert str(error) == "unexpected a\\nb, \\x1b[31m, schön."
+
+
+def test_lists_in_messages_end_with_how_many_more_there_are() -> None:
+    assert listed("abc") == "a, b, c"
+    assert listed("abcde", 4) == "a, b, c, d and 1 more"
+    assert listed("abcde", between="; ") == "a; b; c; and 2 more"
