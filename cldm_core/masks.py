@@ -96,12 +96,31 @@ def masked(item: Tensor, mask: Tensor, size: Size | None = None) -> Tensor:
     return item * resized(mask.to(item.device), (found[0], found[1])).to(item.dtype)[:, None]
 
 
+def token_grid(tokens: int, size: Size) -> Size | None:
+    """Rows and columns of a transformer's picture tokens, one for each 2x2 or 1x1 latents (h, w).
+
+    None where neither is as many: which token lies where isn't known then.
+    """
+    height, width = size
+    grids = ((-(-height // patch), -(-width // patch)) for patch in (2, 1))
+    return next((grid for grid in grids if grid[0] * grid[1] == tokens), None)
+
+
+def masked_tokens(item: Tensor, mask: Tensor, grid: Size) -> Tensor:
+    """Tokens (B, h * w, C) times a mask (M, H, W); grid: their rows and columns (h, w)."""
+    return item * _of_tokens(mask, item, grid)
+
+
+def _of_tokens(mask: Tensor, like: Tensor, grid: Size) -> Tensor:
+    """The mask (M, h * w, 1) for tokens in rows and columns, in the type of `like`."""
+    return resized(mask.to(like.device), grid).to(like.dtype).flatten(1)[:, :, None]
+
+
 def mask_patch(patch: Patch, mask: Tensor) -> Patch:
     """A ControlNet-LLLite's patch that acts where the mask (M, H, W) in [0, 1] says."""
     check_mask(mask)
 
     def weights(addition: Addition, x: Tensor) -> Tensor:
-        grid = addition.grid(x.shape[1])
-        return resized(mask.to(x.device), grid).to(x.dtype).flatten(1)[:, :, None]
+        return _of_tokens(mask, x, addition.grid(x.shape[1]))
 
     return weigh_patch(patch, weights)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import ShapeError
+from .masks import token_grid
 from .residuals import Residuals
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -274,12 +275,10 @@ def _as_picture(item: Tensor, size: tuple[int, int] | None) -> Tensor:
         raise ShapeError(
             f"A residual has shape {tuple(item.shape)}, expected (B, C, h, w) or (B, tokens, C)."
         )
-    for patch in (2, 1) if size else ():
-        height, width = (-(-side // patch) for side in size or ())
-        if height * width == item.shape[1]:
-            return item.movedim(-1, 1).reshape(item.shape[0], -1, height, width)
-    # Which token lies where isn't known: one number for all.
-    return item.reshape(item.shape[0], -1, 1, 1)
+    grid = None if size is None else token_grid(item.shape[1], size)
+    if grid is None:  # one number for all
+        return item.reshape(item.shape[0], -1, 1, 1)
+    return item.movedim(-1, 1).reshape(item.shape[0], -1, *grid)
 
 
 def _small(size: Sequence[int]) -> tuple[int, int]:

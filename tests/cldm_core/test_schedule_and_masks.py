@@ -21,8 +21,10 @@ from controlnet_pack.cldm_core.lllite import ControlLLLite, LLLiteConfig, LLLite
 from controlnet_pack.cldm_core.masks import (
     mask_patch,
     mask_residuals,
+    masked_tokens,
     residual_sizes,
     resized,
+    token_grid,
     without_overshoot,
 )
 from controlnet_pack.cldm_core.projections import Patch, weigh_patch_rows
@@ -174,6 +176,21 @@ def test_published_families_have_their_counts() -> None:
 
 
 PATH = "input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grid"), [(6, (2, 3)), (20, (4, 5)), (19, None)], ids=["2x2", "1x1", "neither"]
+)
+def test_tokens_lie_as_the_latents_do(tokens: int, grid: tuple[int, int] | None) -> None:
+    assert token_grid(tokens, (4, 5)) == grid
+
+
+def test_a_mask_on_tokens_keeps_those_of_its_part() -> None:
+    left = torch.zeros(1, 8, 8)
+    left[:, :, :4] = 1
+    kept = masked_tokens(torch.ones(2, 8, 3, dtype=torch.float16), left, (2, 4))
+    assert kept.dtype == torch.float16
+    assert kept[0, :, 0].reshape(2, 4).tolist() == [[1, 1, 0, 0]] * 2
 
 
 @cache
