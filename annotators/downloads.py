@@ -67,25 +67,29 @@ def _fetch(part: Path, known: HfFileMetadata, headers: dict[str, str], name: str
 def _alone(part: Path, target: Path, size: int) -> Iterator[None]:
     """Inside, no other process writes the part; who waits is told how far it is.
 
-    The file of the lock is gone afterwards, also where nothing came.
+    The lock's file is a hidden one. It goes with the part, when the target is whole.
     """
-    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
     while True:
         try:
             lock.acquire(timeout=1)
             break
         except Timeout:
             tell(target.name, part.stat().st_size if part.is_file() else 0, size)
+        except FileNotFoundError:  # removed while filelock opened it, as below
+            if not target.is_file():
+                raise
         except NotImplementedError:  # of older versions, where the disk knows no locks
             break
     try:
         yield
     finally:
-        # While it is locked: who waits opens it anew for each try, so that all lock the next one.
-        # On Windows, which deletes no open file, filelock does it by itself after the release.
-        with suppress(OSError):
-            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+        # As long as there is something to fetch, all have to lock the same file: older versions of
+        # filelock may hold a removed one beside who holds its successor.
+        if target.is_file():
+            with suppress(OSError):  # Windows deletes no file that another process has open
+                Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def into_cache(repository: str, file: str, revision: str) -> Path:

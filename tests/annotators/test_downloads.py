@@ -211,7 +211,7 @@ def test_who_waits_for_another_process_is_told_and_can_stop(no_network, monkeypa
         assert what == ("net.pth", 4, 9)
         raise Interrupted
 
-    with FileLock(f"{target}.lock"), ThreadPoolExecutor() as pool:
+    with FileLock(no_network / ".net.pth.lock"), ThreadPoolExecutor() as pool:
 
         def wait():
             with progress.told(stop):
@@ -221,8 +221,8 @@ def test_who_waits_for_another_process_is_told_and_can_stop(no_network, monkeypa
             pool.submit(wait).result()
 
 
-def test_who_fails_leaves_no_lock_and_keeps_the_others_out(no_network, monkeypatch):
-    """Each of those who wait tries in turn, and none of them beside another."""
+def test_of_those_who_fail_none_tries_beside_another(no_network, monkeypatch):
+    """What is left is the part, and a hidden file by which the next ones wait for each other."""
     known = SimpleNamespace(size=9, location="http://x/net.pth", etag="1")
     monkeypatch.setattr(downloads, "get_hf_file_metadata", lambda _: known)
     alone = threading.Lock()
@@ -238,7 +238,27 @@ def test_who_fails_leaves_no_lock_and_keeps_the_others_out(no_network, monkeypat
     with ThreadPoolExecutor(6) as pool:
         tries = [pool.submit(*call) for _ in range(6)]
     assert [type(one.exception()) for one in tries] == [ConnectionError] * 6
-    assert [path.name for path in no_network.iterdir()] == ["net.pth.1.part"]
+    left = sorted(path.name for path in no_network.iterdir())
+    assert left == [".net.pth.lock", "net.pth.1.part"]
+
+
+def test_a_lock_that_another_process_removes_meanwhile_is_made_anew(no_network, monkeypatch):
+    known = SimpleNamespace(size=4, location="http://x/net.pth", etag="1")
+    monkeypatch.setattr(downloads, "get_hf_file_metadata", lambda _: known)
+    target = put(no_network / "net.pth", b"here")
+
+    class Removed(FileLock):
+        tries = 0
+
+        def acquire(self, *args, **options):
+            Removed.tries += 1
+            if Removed.tries == 1:
+                raise FileNotFoundError
+            return super().acquire(*args, **options)
+
+    monkeypatch.setattr(downloads, "FileLock", Removed)
+    assert downloads.into(target, "someone/nets", "net.pth", "main") == target
+    assert Removed.tries == 2
 
 
 def test_offline_nothing_is_asked(hub, tmp_path):
