@@ -207,6 +207,8 @@ def _stopped(session: Session, told: str, step: int, saved: int) -> CldmError:
     if step > saved:
         session.save(step, {})
         saved = step
+    if not step:
+        return CldmError(f"{told} The run stops before its first step.")
     return CldmError(
         f"{told} The run stops at step {step}; resume it, and it goes on from step {saved}."
     )
@@ -296,7 +298,7 @@ def _refuse(
 
 def _evaluate(session: Session, watcher: Watcher, step: int, saved: int, out: Path) -> int:
     """Scores the net, keeps it where it is the best so far; gives the step saved last."""
-    with session.together(), session.averaged():
+    with session.together(), _memory_told(), session.averaged():
         better = watcher.evaluate(session.trainable.net, step)
     (better,) = session.agreed(better)
     if step > saved and better:

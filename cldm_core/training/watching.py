@@ -101,10 +101,10 @@ class Watcher:
     def facts(self, step: int) -> dict[str, Any]:
         """Of a step's checkpoint its score, and its merit, of which more is better.
 
-        {} where it wasn't scored.
+        {} where it wasn't scored, and in a run that evaluates nothing: it knows no measure.
         """
         score = self._scores.get(step)
-        if score is None or math.isnan(score):
+        if score is None or math.isnan(score) or not self.evaluates:
             return {}
         return {"score": score, "merit": self._sign * score}
 

@@ -151,6 +151,7 @@ def train(
     plan = plan_of(config, base, dataset.source_at(side), maker)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
+    _require_fit(plan)
     # Encoded once, so that the host's models needn't stay beside those that train.
     plan.batches.fill_cache(checked_progress(interrupts))
     _unload()
@@ -201,6 +202,20 @@ def train(
             f"the UNet to use it with. Load Diffusion Model reads it."
         )
     return Trained(folder, net, told, _decoder(fitted))
+
+
+def _require_fit(plan: Plan) -> None:
+    """Raises CldmError where CLIP or VAE are another model's, before all pairs are encoded."""
+    batch, unet = plan.batches[0], plan.trainable.unet.config
+    for part, what, found, wanted in (
+        ("CLIP", "texts {} wide", batch.context.shape[-1], unet.context_dim),
+        ("VAE", "latents of {} channels", batch.latents.shape[1], unet.in_channels),
+    ):
+        if found != wanted:
+            raise CldmError(
+                f"This {part} gives {what.format(found)}, and the model reads "
+                f"{what.format(wanted)}: connect the {part} that belongs to the model."
+            )
 
 
 def _step_of(net: Path) -> int:

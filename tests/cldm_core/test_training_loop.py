@@ -231,9 +231,11 @@ def test_the_best_net_of_before_is_not_what_a_run_without_evaluations_comes_to(
 ) -> None:
     scored = run(tmp_path, steps=4, evaluate_every=2, evaluator=Scores([0.1, 0.9, 0.2]))
     assert (scored.best, scored.score) == (tmp_path / "best.safetensors", 0.9)
-    for options in ({"steps": 5}, {"steps": 6, "evaluator": Scores([])}):
+    for options in ({"steps": 4}, {"steps": 5}, {"steps": 6, "evaluator": Scores([])}):
         fitted = run(tmp_path, evaluate_every=0, resume=True, **options)
         assert (fitted.step, fitted.best, fitted.score) == (options["steps"], None, None)
+        about = json.loads(read(fitted.net).metadata[TRAINING_KEY])
+        assert (about["step"], "score" in about) == (options["steps"], False)
     assert (tmp_path / "best.safetensors").exists()
 
 
@@ -264,13 +266,22 @@ def test_an_evaluation_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step-00000004").exists()
 
 
-def test_an_evaluation_that_fails_costs_no_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("The disk is full."), r"disk is full\."),
+        (torch.cuda.OutOfMemoryError("tried to allocate 2 GiB"), "memory is full: "),
+    ],
+)
+def test_an_evaluation_that_fails_costs_no_step(
+    tmp_path: Path, error: Exception, told: str
+) -> None:
     def full(evaluation: Evaluation) -> None:
         if evaluation.step == 3:
-            raise OSError("The disk is full.")
+            raise error
 
     options = {"evaluate_every": 3, "save_every": 2}
-    with pytest.raises(CldmError, match=r"disk is full\. .* resume it, and it goes on from step 3"):
+    with pytest.raises(CldmError, match=rf"{told}.* resume it, and it goes on from step 3"):
         run(tmp_path, evaluator=Scores([0.3, 0.2]), shown=full, **options)
     run(tmp_path, evaluator=Scores([0.2, 0.1]), resume=True, **options)
     assert [step for step, _ in History(tmp_path).series("adherence")] == [0, 3, 6]

@@ -604,6 +604,19 @@ def test_the_host_knows_the_unets_that_were_trained_too(found) -> None:
     assert found("loaders") == {"SD15": "SD15", "SD21": "SD20", "SDXL": "SDXL"}
 
 
+def test_parts_of_other_models_are_told_before_everything_is_encoded(found) -> None:
+    clip, vae, encoded = found("unfit")
+    assert clip == (
+        "CldmError: This CLIP gives texts 256 wide, and the model reads texts 128 wide: connect "
+        "the CLIP that belongs to the model."
+    )
+    assert vae == (
+        "CldmError: This VAE gives latents of 16 channels, and the model reads latents of 4 "
+        "channels: connect the VAE that belongs to the model."
+    )
+    assert encoded == [1, 1, 1, 1]
+
+
 def test_the_host_knows_sdxl_s_unets_of_velocity(found) -> None:
     assert found("velocity") == {"eps": "EPS", "v": "V_PREDICTION"}
 

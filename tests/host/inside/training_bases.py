@@ -10,7 +10,7 @@ import comfy.model_base
 import comfy.model_detection
 import comfy.sample
 import torch
-from world import SD, TEXT, XL, Small, base_model, distance
+from world import SD, TEXT, XL, Small, base_model, distance, sentence
 
 POOLED = 1280
 
@@ -48,6 +48,14 @@ class Texts:
         return tuple(torch.randn(size, generator=generator) for size in sizes)
 
 
+class Wide(Texts):
+    """A CLIP of another model."""
+
+    def encode_from_tokens(self, prompt, return_pooled):
+        text, pooled = super().encode_from_tokens(prompt, return_pooled)
+        return text.repeat(1, 1, 2), pooled
+
+
 class Bases:
     """The cases. run: of training.py; vae: the embedded one."""
 
@@ -70,6 +78,7 @@ class Bases:
             self.own_sides,
             self.loaders,
             self.velocity,
+            self.unfit,
         )
 
     def small_bases(self):
@@ -152,6 +161,23 @@ class Bases:
             return type(comfy.model_detection.model_config_from_unet(state, "")).__name__
 
         return {name: kind(getattr(self.core, name)) for name in ("SD15", "SD21", "SDXL")}
+
+    def unfit(self):
+        """What is told of a CLIP and a VAE of other models, and how many pictures were encoded."""
+        encode, encoded = self.vae.encode, []
+
+        def told(name, channels, **given):
+            def made(images):
+                encoded.append(len(images))
+                return encode(images).repeat(1, channels // 4, 1, 1)
+
+            self.vae.encode = made
+            try:
+                return sentence(lambda: self.run(name, **given))
+            finally:
+                del self.vae.encode
+
+        return told("CLIP", 4, clip=Wide(self.vae.patcher)), told("VAE", 16), encoded
 
     def velocity(self):
         """What the host takes SDXL's UNets of runs to predict, by what they predict."""
