@@ -80,7 +80,7 @@ def transfer(
             return stored_copy(value, stored_type, key)
         # In this order a base that is moved to itself changes nothing, not even by rounding.
         rebased = value.float() + (new[key].float() - old[key].float())
-        return stored_copy(moved_on, stored_type, key)
+        return stored_copy(rebased, stored_type, key)
 
     return {key: moved(key, value) for key, value in net.state.items()}
 
