@@ -15,7 +15,7 @@ from controlnet_pack.cldm_core.residuals import (
     weigh_rows,
 )
 
-from .test_families import weighted
+from .cases import weighted
 
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda"

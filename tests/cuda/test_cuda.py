@@ -7,11 +7,9 @@ import torch
 
 from controlnet_pack.cldm_core import TINY, ControlledUNet, ControlNet, add_control, weigh
 
-pytestmark = pytest.mark.cuda
+from .cases import BOUNDS
 
-# Relative L2 distance of the prediction from that of the CPU in fp32. Rounding of one operation is
-# 6e-8, 5e-4 and 4e-3; some fifty of them stand in a row.
-BOUNDS = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+pytestmark = pytest.mark.cuda
 
 
 def nets() -> tuple[ControlledUNet, ControlNet]:

@@ -1,15 +1,12 @@
 """Nets of every family on a GPU: equal to the CPU within stated bounds."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from controlnet_pack.cldm_core import (
-    TINY,
     AdapterConfig,
     ControlledUNet,
     ControlLLLite,
@@ -24,28 +21,11 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.lllite import LLLiteModuleConfig
 
-from .test_cuda import BOUNDS
+from .cases import BOUNDS, UNET, weighted
 
 pytestmark = pytest.mark.cuda
 
-UNET = replace(
-    TINY,
-    num_res_blocks=(2, 2, 2),
-    transformer_depth=(1,) * 6,
-    transformer_depth_output=(1,) * 9,
-)
 PROJECTION = LLLiteModuleConfig("input_blocks.1.1.transformer_blocks.0.attn1.to_q", 64, 1, 32, 16)
-
-
-def weighted(module: nn.Module, seed: int) -> Any:
-    """The module with weights in every layer, the same in each test, frozen."""
-    torch.manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.1)
-    return module.requires_grad_(False).eval()
 
 
 def control_lora(unet: ControlledUNet) -> Any:

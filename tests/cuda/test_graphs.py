@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from controlnet_pack.cldm_core import TINY, ControlNet, ControlNetConfig, Residuals
 from controlnet_pack.cldm_core.graphs import RecordedNet
 
-from .test_families import weighted
+from .cases import weighted
 
 pytestmark = pytest.mark.cuda
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -9,7 +9,7 @@ from controlnet_pack.cldm_core import ControlledUNet, ControlNet, ControlNetConf
 from controlnet_pack.cldm_core.low_rank import extract_control_lora
 from controlnet_pack.cldm_core.surgery import apply_difference, difference, merge_nets, transfer
 
-from .test_families import UNET, weighted
+from .cases import UNET, weighted
 
 pytestmark = pytest.mark.cuda
 
