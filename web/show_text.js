@@ -31,30 +31,46 @@ function boxOf(node) {
     return box
 }
 
-// The height that a box's text needs in a node of that width; the box itself may be off the screen.
-function heightOf(element, nodeWidth) {
-    const style = getComputedStyle(element)
+// The height of a text in a column of that width.
+function heightOfText(text, width, font) {
     const copy = document.createElement("div")
     Object.assign(copy.style, {
         position: "absolute",
         visibility: "hidden",
         whiteSpace: "pre-wrap",
         overflowWrap: "break-word",
-        width: `${nodeWidth - 46}px`, // the box's margins and paddings, and a scroll bar
-        fontFamily: style.fontFamily || "monospace",
-        fontSize: style.fontSize || "10px",
-        lineHeight: style.lineHeight || "normal",
+        width: `${width}px`,
+        ...font,
     })
-    copy.textContent = element.value
+    copy.textContent = text
     document.body.append(copy)
     const height = copy.offsetHeight
     copy.remove()
-    return height + 28 // its margins and paddings
+    return height
+}
+
+// The height that a box's text needs in a node of that width; the box itself may be off the screen.
+function heightOf(element, nodeWidth) {
+    const style = getComputedStyle(element)
+    const font = {
+        fontFamily: style.fontFamily || "monospace",
+        fontSize: style.fontSize || "10px",
+        lineHeight: style.lineHeight || "normal",
+    }
+    const around = 46 // the box's margins and paddings, and a scroll bar
+    return heightOfText(element.value, nodeWidth - around, font) + 28
+}
+
+// How many lines a text has in the box that Nodes 2.0 draw, which asks for rows and not for a height.
+function rowsOf(text, nodeWidth) {
+    const lines = { fontFamily: "monospace", fontSize: "12px", lineHeight: "16px" }
+    return Math.ceil(heightOfText(text, nodeWidth - 64, lines) / 16)
 }
 
 function show(node, text) {
     const box = boxOf(node)
     box.hidden = box.options.hidden = !text
+    box.options.rows = rowsOf(text, node.size[0])
     box.value = text
     if (text) node.properties[PROPERTY] = text
     else delete node.properties[PROPERTY]
