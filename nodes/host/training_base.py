@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import comfy.model_management
 import comfy.model_sampling
@@ -21,6 +21,7 @@ from ...cldm_core import CldmError, ControlledUNet, tiny
 from ...cldm_core.checkpoint.dtypes import unified
 from ...cldm_core.config import own_size
 from ...cldm_core.diffusion import NoiseSchedule
+from ...cldm_core.euler import EulerScheduler
 from ...cldm_core.pipeline import Pipeline
 from ...cldm_core.training.config import TrainConfig
 from ...cldm_core.training.encoding import SizeCondition
@@ -105,40 +106,6 @@ class PromptEncoder:
         return (context, y) if self.sized else context
 
 
-class HostScheduler:
-    """Euler over the host's sigmas, in the form of diffusers' schedulers, which a host may lack."""
-
-    def __init__(self, sampling: Any) -> None:
-        self.sampling = sampling
-        self.init_noise_sigma = 1.0
-
-    def set_timesteps(self, steps: int) -> None:
-        self._sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", steps)
-        self.timesteps = self.sampling.timestep(self._sigmas[:-1])
-        self.init_noise_sigma = float((1 + self._sigmas[0].square()).sqrt())
-
-    def scale_model_input(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """What the UNet reads of latents that have the noise of this step."""
-        scaled: Tensor = self.sampling.calculate_input(self._sigmas[self._at(timestep)].to(x), x)
-        return scaled
-
-    def step(self, predicted: Tensor, timestep: Tensor, x: Tensor) -> Stepped:
-        """Latents with the noise of the next step."""
-        place = self._at(timestep)
-        now, then = self._sigmas[place : place + 2].to(x)
-        clean = self.sampling.calculate_denoised(now, predicted, x)
-        return Stepped(x + (x - clean) / now * (then - now))
-
-    def _at(self, timestep: Tensor) -> int:
-        return int((self.timesteps == timestep).nonzero()[0])
-
-
-class Stepped(NamedTuple):
-    """What a scheduler's step gives, by its name in diffusers."""
-
-    prev_sample: Tensor
-
-
 def _told(size: SizeCondition) -> dict[str, int]:
     """The sizes by the names that the host's SDXL reads."""
     (height, width), (top, left), (target_height, target_width) = (
@@ -175,12 +142,13 @@ def base_of(model: Any, clip: Any, vae: Any, dtype: torch.dtype | None) -> Base:
         state = {key: weight(key).to("cpu", dtype, copy=True) for key in unet.state_dict()}
         unet.load_state_dict(unified(state, dtype, "The model"), assign=True)
     encoders = HostEncoders(model, clip, vae)
+    sigmas = partial(comfy.samplers.calculate_sigmas, sampling, "normal")
     pipeline = Pipeline(
         unet.requires_grad_(False).eval(),
         encoders,
         PromptEncoder(encoders),
         prediction=prediction,
-        scheduler_maker=lambda *_: HostScheduler(sampling),
+        scheduler_maker=lambda *_: EulerScheduler(sampling, sigmas),
     )
     return Base(
         pipeline,
