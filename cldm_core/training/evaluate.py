@@ -123,8 +123,8 @@ class Evaluator:
         self.pipeline, self.held_out, self.adherence = pipeline, tuple(held_out), adherence
         self.score = score_named(score) if isinstance(score, str) else score
         self.settings = Settings(steps, guidance, seeds, scheduler=scheduler)
-        for place, one in enumerate(self.held_out):
-            self._sized(place, 1, one)
+        for one in self.held_out:
+            self._require_hint(one)
         self.strength, self.negative, self.batch = strength, negative, max(1, batch)
         self.precision, self.only_mid_control = precision, only_mid_control
         self.extra = tuple(extra)
@@ -182,15 +182,19 @@ class Evaluator:
                 found.append((piece[0][0], [one for _, one in piece]))
         return found
 
-    def _sized(self, place: int, count: int, one: HeldOut) -> Settings:
-        """The settings for pictures like this one, whose place is that of the first."""
+    def _require_hint(self, one: HeldOut) -> None:
+        """Raises CldmError where a hint is no picture, or of a size that can't be sampled."""
         shape = one.hint.shape
         if one.hint.dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:
             raise CldmError(
                 f"The held-out hint {one.name!r} is {one.hint.dtype} {shape}, expected uint8 "
                 "(height, width, 3)."
             )
-        height, width = shape[:2]
+        self._sized(0, 1, one)
+
+    def _sized(self, place: int, count: int, one: HeldOut) -> Settings:
+        """The settings for pictures like this one, whose place is that of the first."""
+        height, width = one.hint.shape[:2]
         seed = self.settings.seed + place
         return replace(self.settings, seed=seed, count=count, width=width, height=height)
 

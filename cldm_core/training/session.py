@@ -74,7 +74,7 @@ def opened(config: TrainConfig) -> Iterator[Accelerator]:
         accelerator = Accelerator(
             mixed_precision=PRECISIONS[config.precision],
             gradient_accumulation_steps=config.accumulation,
-            # Without the word, processes on machines without a GPU would each train for themselves.
+            # Without it, processes on machines without a GPU would each train alone.
             cpu=device_of(config).type == "cpu",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
@@ -89,6 +89,12 @@ def opened(config: TrainConfig) -> Iterator[Accelerator]:
         # accelerate keeps one state for the whole process, which outlives its user.
         AcceleratorState._reset_state(reset_partial_state=accelerator.num_processes == 1)
         GradientState._reset_state()
+
+
+def require_accelerator(config: TrainConfig) -> None:
+    """Raises CldmError where a run can't be opened; see `opened`."""
+    with opened(config):
+        pass
 
 
 def part() -> None:
