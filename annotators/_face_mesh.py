@@ -34,7 +34,7 @@ ANNOTATOR = Annotator(
     "ControlNet mediapipe_face. Needs the package ai-edge-litert.",
     run=face_mesh,
     params={
-        "max_faces": Param(10, 1, 20, "how many faces are drawn at the most, the surest first"),
+        "max_faces": Param(10, 1, 50, "how many faces are drawn at the most, the surest first"),
         "min_confidence": Param(0.5, 0.1, 1.0, "how sure it has to be that something is a face"),
     },
     resolution=512,

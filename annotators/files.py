@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .base import AnnotatorError, Picture
-from .upright import upright
+from .base import RGB8, AnnotatorError, Picture
+from .upright import says_orientation, upright
 
 PICTURES = {
     *(".avif", ".bmp", ".dib", ".exr", ".gif", ".hdr", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -24,6 +24,7 @@ CODECS = {".avi": "MJPG", ".webm": "VP80"}
 """The codec for each ending of a video; mp4v for the others."""
 RAW = ".npy"
 PNG, PNG_END = b"\x89PNG", b"IEND"
+JPEG = b"\xff\xd8"
 PART = ".part"
 """What the names of unfinished files have before their ending."""
 UNFINISHED = re.compile(rf"(?P<stem>.+)\.\d+{re.escape(PART)}(?P<ending>\.[^.]+)")
@@ -45,19 +46,33 @@ def decoded(data: bytes, name: object) -> Picture:
     # Of a PNG that breaks off libpng complains on its own.
     is_cut = data.startswith(PNG) and PNG_END not in data
     try:
-        pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED) if file.size and not is_cut else None
-        if pixels is not None and pixels.ndim == 3 and pixels.shape[2] == 4:
-            return cv2.cvtColor(upright(_eight_bits(pixels), data), cv2.COLOR_BGRA2RGBA)
-        # Decoded again, since only so OpenCV turns a photo upright and brings 16 bits down to 8.
-        pixels = cv2.imdecode(file, cv2.IMREAD_COLOR) if pixels is not None else None
+        pixels = _decoded(file, data) if file.size and not is_cut else None
+        if pixels is not None:
+            to_rgb = cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+            return cv2.cvtColor(pixels, to_rgb)
     except cv2.error as error:
         raise AnnotatorError(
             f"{name} is refused by OpenCV: it has more than 2^30 pixels or 2^20 at a side, or it "
             "is damaged. Make it smaller."
         ) from error
-    if pixels is None:
-        raise AnnotatorError(f"{name} is no picture that OpenCV can read, or it is damaged.")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    raise AnnotatorError(f"{name} is no picture that OpenCV can read, or it is damaged.")
+
+
+def _decoded(file: RGB8, data: bytes) -> Picture | None:
+    """(H, W, 4) BGRA or (H, W, 3) BGR, upright; decoded once where that is enough."""
+    import cv2
+
+    if not data.startswith(JPEG):  # which has no alpha channel to be lost
+        pixels = cv2.imdecode(file, cv2.IMREAD_UNCHANGED)
+        if pixels is None:
+            return None
+        channels = pixels.shape[2] if pixels.ndim == 3 else 1
+        if channels == 4:
+            return upright(_eight_bits(pixels), data)
+        if channels == 3 and pixels.dtype == np.uint8 and says_orientation(data):
+            return upright(pixels, data)
+    # Only so OpenCV turns a photo upright and brings 16 bits down to 8.
+    return cv2.imdecode(file, cv2.IMREAD_COLOR)
 
 
 def _eight_bits(pixels: Picture) -> Picture:

@@ -1,6 +1,6 @@
 """Which way up a picture is: what a camera or an editor says of that in PNG and WebP files.
 
-OpenCV turns a picture by itself, but not one that keeps its alpha channel.
+OpenCV turns a picture by itself, but not one that keeps its alpha channel, if it has one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ ORIENTATION = 0x0112
 """The tag of EXIF (CIPA DC-008, 4.6.5) that says it."""
 ENTRY = 12
 """Bytes of a tag: its number, type, count and value."""
+
+
+def says_orientation(file: bytes) -> bool:
+    """Whether it is a file of the kinds that `upright` reads."""
+    return file.startswith(PNG) or _is_webp(file)
 
 
 def upright(pixels: Picture, file: bytes) -> Picture:
@@ -50,12 +55,16 @@ def _chunks(file: bytes) -> Iterator[tuple[bytes, int, int]]:
             size, name = struct.unpack_from(">I4s", file, at)
             yield name, at + 8, size
             at += size + 12  # with the checksum
-    elif file.startswith(b"RIFF") and file[8:12] == b"WEBP":
+    elif _is_webp(file):
         at = 12
         while at < len(file):
             name, size = struct.unpack_from("<4sI", file, at)
             yield name, at + 8, size
             at += 8 + size + size % 2
+
+
+def _is_webp(file: bytes) -> bool:
+    return file.startswith(b"RIFF") and file[8:12] == b"WEBP"
 
 
 def _tag(exif: bytes) -> int:

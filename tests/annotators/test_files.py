@@ -15,9 +15,9 @@ from controlnet_pack.annotators.files import decoded, encoded, meant_for
 ORIENTATIONS = range(1, 9)
 
 
-def picture(orientation: int | None, kind: str) -> bytes:
+def picture(orientation: int | None, kind: str, channels: int = 4) -> bytes:
     """A picture of noise, half seen through, as a file that says which way up it is."""
-    pixels = np.random.default_rng(1).integers(0, 256, (5, 8, 4), np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (5, 8, channels), np.uint8)
     file = BytesIO()
     options = {} if orientation is None else {"exif": exif(orientation)}
     Image.fromarray(pixels).save(file, kind, lossless=True, exact=True, **options)
@@ -40,6 +40,22 @@ def as_shown(file: bytes) -> np.ndarray:
 def test_pictures_with_alpha_are_upright(orientation, kind):
     file = picture(orientation, kind)
     assert np.array_equal(decoded(file, "x"), as_shown(file))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [None, *ORIENTATIONS])
+def test_pictures_without_alpha_are_upright(orientation, kind):
+    file = picture(orientation, kind, channels=3)
+    assert np.array_equal(decoded(file, "x"), as_shown(file))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_usual_pictures_are_decoded_once(monkeypatch, kind, channels):
+    decode, flags = cv2.imdecode, []
+    monkeypatch.setattr(cv2, "imdecode", lambda *args: flags.append(args[1]) or decode(*args))
+    decoded(picture(None, kind, channels=3 if kind == "JPEG" else channels), "x")
+    assert len(flags) == 1
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
