@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import CldmError
+from .whole_files import whole_file
 
 if TYPE_CHECKING:
     from .pipeline import Picture
@@ -59,17 +60,12 @@ def decode_picture(stored: bytes, name: str, *, alpha: bool = False) -> Picture:
 def write_picture(picture: Picture, path: Path) -> None:
     """Writes (H, W, 3) uint8 RGB; the kind of file follows the ending.
 
-    The file is written under a temporary name and then renamed, so that it is whole or not there.
-    Raises CldmError where OpenCV can't write that kind.
+    The file is whole or not there; missing folders are made. Raises CldmError where OpenCV can't
+    write that kind.
     """
     data = _encode(picture, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as part:
+        part.write_bytes(data)
 
 
 def check_writable(path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import UNetConfig
 from ..errors import CldmError
+from ..whole_files import whole_file
 from .families import FAMILIES
 from .read import Checkpoint, metadata_record
 
@@ -58,22 +59,18 @@ def save(
     OSError, or CldmError, where the file can't be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        # safetensors lets nobody else read what it writes; a new file of ours has the user's mode.
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(_separate(state), temporary, texts)
-        temporary.chmod(mode)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        with whole_file(path) as part:
+            # safetensors lets nobody else read what it writes; a new file has the user's mode.
+            part.touch()
+            mode = part.stat().st_mode
+            save_file(_separate(state), part, texts)
+            part.chmod(mode)
+            with open(part, "rb+") as handle:
+                os.fsync(handle.fileno())
     except SafetensorError as error:
         raise CldmError(f"{path} can't be written ({error}): is there room on the disk?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..whole_files import whole_file
+
 log = logging.getLogger("cldm_core")
 
 Metrics = dict[str, float]
@@ -75,12 +77,10 @@ def graphed(module: M, *sample: Tensor) -> M:
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
     """torch.save to a temporary name, synced, then renamed: the file is whole or absent."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as handle:
+    with whole_file(path) as part, open(part, "wb") as handle:
         torch.save(state, handle)
         handle.flush()
         os.fsync(handle.fileno())
-    temporary.replace(path)
 
 
 def train(

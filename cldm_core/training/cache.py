@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import CldmError
-from .whole_files import whole_file
+from ..whole_files import whole_file
 
 log = logging.getLogger("cldm_core")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CldmError
+from ..whole_files import whole_file
 from .config import TrainConfig
 from .options import add_flags, given_flags, write_yaml
-from .whole_files import whole_file
 
 CONFIG = "config.yaml"
 CHECKED = 5000

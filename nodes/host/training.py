@@ -26,7 +26,7 @@ from ...cldm_core.training.plan import Plan, plan_of
 from ...cldm_core.training.reports import Reports
 from ...cldm_core.training.saving import TRAINING_KEY
 from ...cldm_core.training.session import opened
-from ...cldm_core.training.whole_files import whole_file
+from ...cldm_core.whole_files import whole_file
 from .applied import show_text
 from .files import new_controlnet_path, new_model_path
 from .interrupts import Interrupts, Uninterrupted, checked_progress

@@ -174,11 +174,11 @@ def test_two_writers_have_files_of_their_own(
 ) -> None:
     path, names = tmp_path / "net.safetensors", set()
     monkeypatch.setattr(os, "fsync", lambda _: names.update(p.name for p in tmp_path.iterdir()))
-    for pid in (1, 2):
-        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+    for _ in range(2):
         save({"a": torch.zeros(1)}, path)
         path.unlink()
-    assert names == {"net.safetensors.1.part", "net.safetensors.2.part"}
+    assert len(names) == 2
+    assert all(name.startswith("net.safetensors.") and name.endswith(".part") for name in names)
 
 
 class Malicious:

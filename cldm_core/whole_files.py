@@ -16,7 +16,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises OSError where it can't be written.
     """
     # Processes on several machines may write the same file at once.
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    part = path.with_name(f"{path.name}.{uuid4().hex[:8]}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
