@@ -153,7 +153,11 @@ def train(config: TrainConfig, *, resume: bool = False) -> None:
 
 
 def _say(sentence: str) -> None:
-    _write_lines([sentence])
+    """Writes a line of its own, below which a bar is drawn anew."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode():
+        _write_lines([sentence])
 
 
 def _write_lines(lines: list[str]) -> None:

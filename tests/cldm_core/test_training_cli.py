@@ -20,8 +20,9 @@ import yaml
 
 from controlnet_pack.cldm_core import CldmError, load_control
 from controlnet_pack.cldm_core.__main__ import main, make_parser
+from controlnet_pack.cldm_core.commands import progress_bar
 from controlnet_pack.cldm_core.training import plan
-from controlnet_pack.cldm_core.training.command import config_of
+from controlnet_pack.cldm_core.training.command import _say, config_of
 from controlnet_pack.cldm_core.training.config import TrainConfig
 from controlnet_pack.cldm_core.training.doctor import Report
 from controlnet_pack.cldm_core.training.history import History
@@ -380,6 +381,18 @@ def test_the_command_stops_on_a_signal_and_goes_on(
     assert main(["train", *options, "--resume"]) == 0
     assert f"Going on from step {step}" in capsys.readouterr().out
     assert History(out).series("loss")[-1][0] == step + 1
+
+
+def test_sentences_have_lines_of_their_own_above_the_bar(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with progress_bar("training") as bar:
+        bar(1, 4)
+        _say("Step 1: mask IoU 0.31.")
+    said, shown = capsys.readouterr()
+    assert said == "Step 1: mask IoU 0.31.\n"
+    # What stands on the line is wiped off, and the bar drawn anew.
+    assert re.search(r"\r +\r\rtraining: ", shown)
 
 
 def test_a_refused_resume_leaves_the_settings_of_the_run_as_they_are(
