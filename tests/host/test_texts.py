@@ -1,6 +1,7 @@
 """The texts that nodes show: in the results of every run, and in a box in the editor."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ BOXES = """() => app.graph._nodes.map((n) => {
     const box = n.cldmBox.element
     return box.readOnly && box.scrollHeight <= box.clientHeight
 })"""
+
+NODES_2 = "Comfy.VueNodes.Enabled"
+# Of the texts that are drawn and can't be changed: whether all of it is seen.
+DRAWN = """() => [...document.querySelectorAll('[data-node-id] textarea')]
+    .filter((area) => area.readOnly)
+    .map((area) => area.scrollHeight <= area.clientHeight)"""
+# Left, top, right and bottom of each node with its title, by number and type.
+PLACES = """() => Object.fromEntries(app.graph._nodes.map(({ id, type, pos, size }) =>
+    [`${id} ${type}`, [pos[0], pos[1] - 30, pos[0] + size[0], pos[1] + size[1]]]))"""
 
 
 def loading(name: str = "embedded: canny") -> dict[str, Any]:
@@ -127,3 +137,25 @@ def test_what_was_applied_is_shown_in_graphs_and_subgraphs(
         editor.queue()
         page.wait_for(f"() => ({SHOWN_INSIDE})().every((t) => t)")
         assert "steps: on at 2 of 2" in page.run(SHOWN_INSIDE)[1]
+
+
+def test_nodes_2_show_whole_texts_side_by_side(host: HostServer, tmp_path: Path) -> None:
+    if find_browser() is None:
+        pytest.skip(NO_BROWSER)
+    graph = json.loads(FIRST.read_text(encoding="utf-8"))
+    next(n for n in graph["nodes"] if n["type"] == "KSampler")["widgets_values"][2] = 2
+    with Editor(host.url, tmp_path) as editor:
+        page = editor.page
+        page.run("(name) => app.ui.settings.setSettingValueAsync(name, true)", NODES_2)
+        try:
+            if not page.run("() => Boolean(LiteGraph.vueNodesMode)"):
+                pytest.skip("this editor has no Nodes 2.0")
+            editor.load(graph)
+            editor.queue()
+            page.wait_for(f"() => ({DRAWN})().length == 2")
+            page.wait_for(f"() => ({DRAWN})().every((whole) => whole)", timeout=20)
+            boxes = page.run(PLACES)
+        finally:
+            page.run("(name) => app.ui.settings.setSettingValueAsync(name, false)", NODES_2)
+    for (a, (x0, y0, x1, y1)), (b, (u0, v0, u1, v1)) in combinations(boxes.items(), 2):
+        assert x1 <= u0 or u1 <= x0 or y1 <= v0 or v1 <= y0, (a, b)
