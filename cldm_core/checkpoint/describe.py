@@ -70,7 +70,7 @@ def unet_of(config: Any) -> UNetConfig | None:
     return unet if isinstance(unet, UNetConfig) else None
 
 
-def only_stored(config: Any, *, stored: bool) -> dict[str, str]:
+def only_stored(config: Any, *, stored: bool) -> dict[str, Any]:
     """What of a UNet's configuration keys don't tell: "unknown" unless it was `stored`.
 
     prediction: what the base predicts, "eps" or "v"; heads: how many each attention has or how wide

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..control_lora import require_stored_fit
 from ..controlnet import ControlNet
-from ..errors import CldmError
+from ..errors import CldmError, listed
 from .describe import base_name, control_types, hint_channels, latents, only_stored, pooling
 from .detect import unet_config
 from .dtypes import common_type, is_scaled, type_name, without_scales
@@ -72,7 +72,7 @@ class CheckpointInfo:
 
     def details(self) -> str:
         """All that is known, a fact on each line."""
-        listed = {
+        several = {
             "missing": self.missing,
             "unexpected": self.unexpected,
             "misshapen": self.misshapen,
@@ -91,15 +91,10 @@ class CheckpointInfo:
             "type": self.dtype,
             "parameters": f"{self.parameters / 1e6:.1f} M",
             "file": "" if self.size is None else f"{self.size / 1e6:.1f} MB",
-            **{name: _few(items) for name, items in listed.items()},
+            **{name: listed(items, 5) for name, items in several.items()},
             "note": self.note,
         }
         return "\n".join(f"{name}: {value}" for name, value in facts.items() if value)
-
-
-def _few(items: tuple[str, ...], count: int = 5) -> str:
-    more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(items[:count]) + more
 
 
 def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
@@ -110,96 +105,98 @@ def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
     UnsupportedCheckpoint where there are no tensors at all.
     """
     checkpoint = read_header(path_or_state_dict)
-    size = note = None
-    if isinstance(path_or_state_dict, (str, Path)):
-        size = Path(path_or_state_dict).stat().st_size
-        if is_legacy(Path(path_or_state_dict)):
-            note = "This is a PyTorch file of the old kind, which has to be read whole."
     state = inner(checkpoint.tensors)
     kind = recognise(state)
-    about: dict[str, Any]
     if kind is None:
-        about = _unknown(state)
+        info = _unknown(checkpoint, state)
     elif kind.name == "base_model":
-        keys = "diffusers" if DIFFUSERS_UNET in state else "cldm"
-        state = unet_part(checkpoint)
-        about = _base_model(checkpoint, state) | {"layout": keys, "pooling": ""}
+        info = _base_model(checkpoint, kind, state)
     elif kind.where is Where.HERE:
-        about = _control(checkpoint, kind, state)
+        info = _control(checkpoint, kind, state)
     else:
-        about = {"kind": kind.noun, "note": f"{kind.advice[0].upper()}{kind.advice[1:]}."}
-    note = " ".join(filter(None, (about.pop("note", ""), note)))
-    defaults = {"family": UNKNOWN, "layout": "", "hint_channels": None, "control_types": ()}
+        advice = f"{kind.advice[0].upper()}{kind.advice[1:]}."
+        info = replace(_blank(checkpoint, kind, state), note=advice)
+    if not isinstance(path_or_state_dict, (str, Path)):
+        return info
+    path = Path(path_or_state_dict)
+    old = "This is a PyTorch file of the old kind, which has to be read whole."
+    note = _joined(info.note, old if is_legacy(path) else "")
+    return replace(info, size=path.stat().st_size, note=note)
+
+
+def _blank(checkpoint: Checkpoint, kind: Format | None, state: StateDict) -> CheckpointInfo:
+    """What the tensors alone tell, whatever they are."""
+    weights = without_scales(state)
+    scaled = ", scaled" if is_scaled(state) else ""
     return CheckpointInfo(
-        **{
-            **defaults,
-            "name": checkpoint.name,
-            "format": kind.name if kind else UNKNOWN,
-            "pooling": UNKNOWN,
-            "size": size,
-            "note": note,
-            **_numbers(state),
-            **about,
-        }
+        name=checkpoint.name,
+        format=kind.name if kind else UNKNOWN,
+        kind=kind.noun if kind else "unknown file",
+        family=UNKNOWN,
+        layout="",
+        hint_channels=None,
+        control_types=(),
+        pooling=UNKNOWN,
+        dtype=type_name(common_type(weights)) + scaled,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
+        size=None,
     )
 
 
-def _numbers(state: StateDict) -> dict[str, Any]:
-    weights = without_scales(state)
-    scaled = ", scaled" if is_scaled(state) else ""
-    return {
-        "dtype": type_name(common_type(weights)) + scaled,
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
-    }
+def _unknown(checkpoint: Checkpoint, state: StateDict) -> CheckpointInfo:
+    return replace(
+        _blank(checkpoint, None, state),
+        nearest=tuple(kind.noun for kind in nearest(state)),
+        note=f"Its keys start with {', '.join(sorted(state)[:3])}.",
+    )
 
 
-def _unknown(state: StateDict) -> dict[str, Any]:
-    return {
-        "kind": "unknown file",
-        "nearest": tuple(kind.noun for kind in nearest(state)),
-        "note": f"Its keys start with {', '.join(sorted(state)[:3])}.",
-    }
-
-
-def _base_model(checkpoint: Checkpoint, state: StateDict) -> dict[str, Any]:
-    about = {"kind": "base model"}
+def _base_model(checkpoint: Checkpoint, kind: Format, state: StateDict) -> CheckpointInfo:
+    keys = "diffusers" if DIFFUSERS_UNET in state else "cldm"
+    unet = unet_part(checkpoint)
+    info = replace(_blank(checkpoint, kind, unet), layout=keys, pooling="")
     try:
         stored = stored_unet(checkpoint)
-        config = stored or unet_config(without_scales(state))
-        return {
-            **about,
-            "family": base_name(config),
-            "note": latents(config),
+        config = stored or unet_config(without_scales(unet))
+        return replace(
+            info,
+            family=base_name(config),
+            note=latents(config),
             **only_stored(config, stored=stored is not None),
-        }
+        )
     except CldmError as error:
-        return {**about, "note": str(error)}
+        return replace(info, note=str(error))
 
 
-def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> dict[str, Any]:
+def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> CheckpointInfo:
     """What is known of a net that this pack loads; a damaged one is described as far as it goes."""
     family = FAMILIES[kind.name]
-    about: dict[str, Any] = {
-        "kind": kind.noun,
-        "layout": layout(kind, state),
-        "hint": noted_hint(checkpoint.metadata) or UNKNOWN,
-        "note": _surroundings(checkpoint.tensors, state),
-    }
+    info = replace(
+        _blank(checkpoint, kind, state),
+        layout=layout(kind, state),
+        hint=noted_hint(checkpoint.metadata) or UNKNOWN,
+        note=_surroundings(checkpoint.tensors, state),
+    )
     try:
         state = without_scales(family.canonical(state))
         stored = stored_config(checkpoint, family)
         config = stored or family.config_of(state, None)
-        about |= {
-            "family": base_name(config),
-            "hint_channels": hint_channels(config),
-            "control_types": control_types(config),
-            "pooling": pooling(config, stored=stored_pooling(checkpoint) is not None),
-            "note": " ".join(filter(None, (latents(config), about["note"]))),
+        info = replace(
+            info,
+            family=base_name(config),
+            hint_channels=hint_channels(config),
+            control_types=control_types(config),
+            pooling=pooling(config, stored=stored_pooling(checkpoint) is not None),
+            note=_joined(latents(config), info.note),
             **only_stored(config, stored=stored is not None),
-        }
-        return about | _misfits(kind, config, state)
+        )
+        return replace(info, **_misfits(kind, config, state))
     except CldmError as error:
-        return {**about, "note": " ".join(filter(None, (str(error), about["note"])))}
+        return replace(info, note=_joined(str(error), info.note))
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _surroundings(tensors: StateDict, net: StateDict) -> str:
