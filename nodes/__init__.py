@@ -16,34 +16,28 @@ Nodes = list[type[io.ComfyNode]]
 
 def control_nodes() -> Nodes:
     """The nodes around control nets."""
-    from .apply import ApplyControlNet, PatchModel
+    from .apply import APPLY_NODES
     from .inspector import INSPECTOR_NODES
-    from .load import InspectControlNet, LoadControlNet
+    from .load import LOAD_NODES
     from .options import OPTION_NODES
-    from .surgery import ExtractControlLora, MergeControlNets, SaveControlNet, TransferControlNet
-    from .union import AddUnionHint, SetControlType
+    from .surgery import SURGERY_NODES
+    from .union import UNION_NODES
 
     return [
-        LoadControlNet,
-        InspectControlNet,
-        SetControlType,
-        AddUnionHint,
-        ApplyControlNet,
-        PatchModel,
+        *LOAD_NODES,
+        *UNION_NODES,
+        *APPLY_NODES,
         *OPTION_NODES,
         *INSPECTOR_NODES,
-        MergeControlNets,
-        TransferControlNet,
-        ExtractControlLora,
-        SaveControlNet,
+        *SURGERY_NODES,
     ]
 
 
 def embedded_nodes() -> Nodes:
     """The node of the demo model."""
-    from .tiny import LoadTinyModel
+    from .tiny import TINY_NODES
 
-    return [LoadTinyModel]
+    return TINY_NODES
 
 
 def training_nodes() -> Nodes:

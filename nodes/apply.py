@@ -332,3 +332,6 @@ class PatchModel(io.ComfyNode):
         net = control_for(control_net, settings, node_id(cls))
         control = with_hint(net, image, strength, window)
         return io.NodeOutput(model if strength == 0 else patch_model(model, control))
+
+
+APPLY_NODES: list[type[io.ComfyNode]] = [ApplyControlNet, PatchModel]

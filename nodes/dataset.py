@@ -243,4 +243,4 @@ class MakeDataset(io.ComfyNode):
         return text_result(Dataset(source), str(folder), text=told)
 
 
-DATASET_NODES = [ControlDataset, MakeDataset]
+DATASET_NODES: list[type[io.ComfyNode]] = [ControlDataset, MakeDataset]

@@ -1,4 +1,4 @@
-"""Nodes that load: control nets from files, and the embedded model."""
+"""Nodes that load control nets from files, and tell what a file holds."""
 
 from __future__ import annotations
 
@@ -155,3 +155,6 @@ class InspectControlNet(io.ComfyNode):
     def execute(cls, control_net_name: str) -> io.NodeOutput:
         info = inspect_checkpoint(path_of(control_net_name)).details()
         return text_result(info, text=info, choice=control_net_name)
+
+
+LOAD_NODES: list[type[io.ComfyNode]] = [LoadControlNet, InspectControlNet]

@@ -156,4 +156,4 @@ class ControlSpeed(io.ComfyNode):
         return io.NodeOutput(replace(options or Settings(), **speed))
 
 
-OPTION_NODES = [ControlWeights, ControlTiming, ControlSpeed]
+OPTION_NODES: list[type[io.ComfyNode]] = [ControlWeights, ControlTiming, ControlSpeed]

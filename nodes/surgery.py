@@ -267,3 +267,11 @@ def stored_type(control_net: HostControl, number_type: str) -> torch.dtype | Non
 def pooling_of(control: HostControl) -> str:
     """Whether a net's residuals are averaged over the picture, in words."""
     return f"Pooling: {'on' if control.pooled else 'off'}."
+
+
+SURGERY_NODES: list[type[io.ComfyNode]] = [
+    MergeControlNets,
+    TransferControlNet,
+    ExtractControlLora,
+    SaveControlNet,
+]

@@ -40,3 +40,6 @@ class LoadTinyModel(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(load_model(), load_clip(), load_vae(), example_picture())
+
+
+TINY_NODES: list[type[io.ComfyNode]] = [LoadTinyModel]

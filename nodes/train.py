@@ -210,4 +210,4 @@ class LossPlot(io.ComfyNode):
         return io.NodeOutput(*run_pictures(folder))
 
 
-TRAINING_NODES = [TrainControlNet, LossPlot]
+TRAINING_NODES: list[type[io.ComfyNode]] = [TrainControlNet, LossPlot]

@@ -109,3 +109,6 @@ class AddUnionHint(io.ComfyNode):
     ) -> io.NodeOutput:
         hint = image.movedim(-1, 1)
         return io.NodeOutput(union_of(control_net).with_hint(type_name(control_type), hint, scale))
+
+
+UNION_NODES: list[type[io.ComfyNode]] = [SetControlType, AddUnionHint]
