@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from .training import command as training_command
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; an error of the core is one sentence on standard error and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may have letters that the terminal, or a file on Windows, doesn't.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = make_parser()
     arguments = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int | None] = arguments.run
@@ -210,8 +214,11 @@ def _add_nets(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     """Width and height of "512" or "768x512"."""
-    width, _, height = text.lower().partition("x")
-    return int(width), int(height or width)
+    width, times, height = text.lower().partition("x")
+    try:
+        return int(width), int(height if times else width)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give 512 or 768x512") from error
 
 
 def _demo(arguments: argparse.Namespace) -> None:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from . import tiny
 from .block_text import parse_blocks
-from .checkpoint import load_control
+from .checkpoint import load_control, read
 from .checkpoint.load import ControlModule
+from .checkpoint.write import is_named_pooled, stored_pooling
+from .config import ControlNetConfig
 from .control import Control, Hint
 from .control_lora import BoundControlNet
 from .errors import CldmError
@@ -31,6 +33,11 @@ from .union import UnionControlNet, control_type_names, control_type_number
 TINY_GUIDANCE, FULL_GUIDANCE = 3.0, 7.5
 TINY_SETTINGS = Settings(steps=25, guidance=TINY_GUIDANCE, width=tiny.SIZE, height=tiny.SIZE)
 AUTO = "auto"
+BELONGING = {
+    "checkpoint": ("prediction", "tokenizer"),
+    "controlnet": ("control_type", "annotator", "guess_mode", "blocks", "schedule"),
+}
+"""Options that only do something together with another one."""
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -57,6 +64,7 @@ def sample(arguments: argparse.Namespace) -> None:
 
     What can be wrong without a look into the nets is found before they are loaded.
     """
+    check_used(arguments)
     settings = settings_of(arguments)
     check_writable(arguments.out)
     check_device(device_of(arguments))
@@ -76,6 +84,15 @@ def sample(arguments: argparse.Namespace) -> None:
         path = name if len(pictures) == 1 else name.with_stem(f"{name.stem}_{index}")
         write_picture(picture, path)
         sys.stdout.write(f"{path}\n")
+
+
+def check_used(arguments: argparse.Namespace) -> None:
+    """Raises CldmError for an option without the one that it belongs to: it would do nothing."""
+    for wanted, options in BELONGING.items():
+        given = [name for name in options if getattr(arguments, name, None)]
+        if given and getattr(arguments, wanted) is None:
+            name = given[0].replace("_", "-")
+            raise CldmError(f"--{name} is for --{wanted}: add --{wanted}, or leave --{name} out.")
 
 
 @contextmanager
@@ -221,10 +238,22 @@ def _blocks(text: str | None, net: ControlModule) -> tuple[float, ...] | None:
 
 
 def open_net(arguments: argparse.Namespace) -> ControlModule:
-    """The net of a file, or an embedded one."""
+    """The net of a file, or an embedded one.
+
+    Where the file doesn't say whether residuals are averaged, its name does, as in ComfyUI.
+    """
     source, _, name = arguments.controlnet.partition(":")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
-    return load_control(path, device=device_of(arguments), dtype=dtype_of(arguments))
+    checkpoint = read(path)
+    net = load_control(checkpoint, device=device_of(arguments), dtype=dtype_of(arguments))
+    told = stored_pooling(checkpoint) is not None or not isinstance(net.config, ControlNetConfig)
+    if not told and is_named_pooled(path.name):
+        net.control_config = replace(net.config, global_average_pooling=True)
+        sys.stderr.write(
+            f"{path.name}: its name says that it is a shuffle net, so its residuals are averaged "
+            f"over the picture.\n"
+        )
+    return net
 
 
 def typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hint:

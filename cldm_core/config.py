@@ -248,6 +248,7 @@ _READ = (_FIELDS - {"transformer_depth_output"}) | {
     "dims",
     "global_average_pooling",
     "hint_channels",
+    "n_embed",
     "num_attention_blocks",
     "num_classes",
     "spatial_transformer_attn_type",
@@ -266,6 +267,11 @@ def _check_params(params: Mapping[str, Any]) -> None:
         if key not in params
     ]
     require(not missing, f"missing parameters {', '.join(missing)}")
+    require(
+        params.get("n_embed") is None,
+        f"n_embed is {params.get('n_embed')}, and nets that predict codebook entries aren't "
+        "supported",
+    )
     require(
         params.get("dims", 2) == 2, f"dims is {params.get('dims')}, only pictures (2) are supported"
     )

@@ -13,11 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+MOST_LETTERS = 1500
+"""Of a message; names in hostile files have millions."""
+_END = 300
+
 
 class CldmError(ValueError):
     """Base class of the core's errors; the message is one line, whatever a file's names hold."""
 
     def __init__(self, message: str = "") -> None:
+        if len(message) > MOST_LETTERS:
+            message = f"{message[: MOST_LETTERS - _END]} ... {message[-_END:]}"
         escaped = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
         super().__init__("".join(escaped))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import torch
 
 from . import inspect_command
 from .checkpoint import CheckpointInfo, config_metadata, inspect_checkpoint, load_unet, save
-from .checkpoint.convert import convert, provenance
+from .checkpoint.convert import POOLED_NOTE, convert, provenance
 from .checkpoint.dtypes import NAMED_TYPES
 from .checkpoint.formats import CONTROL_PREFIX, UNET, UNET_PREFIX
 from .checkpoint.load import unet_part
 from .checkpoint.quantise import retyped
 from .checkpoint.read import Checkpoint, StateDict, read, read_header
-from .checkpoint.write import FOREIGN_HINT_KEY, HINT_KEY
+from .checkpoint.write import FOREIGN_HINT_KEY, HINT_KEY, stored_pooling
 from .eight_bits import is_8_bit
 from .errors import UnsupportedCheckpoint
 from .file_checks import check_roles, check_target
@@ -69,7 +70,9 @@ def _add_convert(commands: Commands) -> None:
         "pack, as ComfyUI's own ControlNet loader knows no scales",
     )
     parser.add_argument(
-        "--no-prune", action="store_true", help="refuse tensors outside the net, don't drop them"
+        "--no-prune",
+        action="store_true",
+        help="refuse tensors that lie among the net's and aren't its own, don't drop them",
     )
     parser.add_argument(
         "--base", type=Path, help="base model, where a file that builds upon one leaves much out"
@@ -271,7 +274,8 @@ def _make_difference(arguments: argparse.Namespace) -> None:
 
 def _apply_difference(arguments: argparse.Namespace) -> None:
     files = _files(arguments, "difference", "base")
-    _write(arguments, apply_difference(**files, dtype=_wide_type(arguments)), files)
+    made = apply_difference(files["difference"], files["base"], dtype=_wide_type(arguments))
+    _write(arguments, made, files)
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -332,17 +336,19 @@ def _write(
     texts: metadata with the configuration and what is noted of the hint, else the first file's.
     """
     first = read_header(next(iter(files.values())))
-    kept = dict(first.metadata)
+    kept, note = dict(first.metadata), ""
     if texts is None:
         base = base_weights(read_header(files["base"])) if "base" in files else None
         net = control_weights(first)
         texts = config_metadata(net.config(base), pooling_known=net.pooling is not None)
+        note = POOLED_NOTE if net.pooling and stored_pooling(first) is None else ""
     else:
         kept = {k: v for k, v in kept.items() if k not in (HINT_KEY, FOREIGN_HINT_KEY)}
     made = Checkpoint(state, {**kept, **texts}, arguments.out.name)
     dtype = NAMED_TYPES.get(arguments.dtype)
     narrow = dtype if is_8_bit(dtype) else None
-    _tell(arguments.out, convert(made, arguments.out, dtype=narrow, metadata=provenance(**files)))
+    info = convert(made, arguments.out, dtype=narrow, metadata=provenance(**files))
+    _tell(arguments.out, replace(info, note=" ".join(filter(None, (note, info.note)))))
 
 
 def _tell(path: Path, info: CheckpointInfo) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .commands import (
     bound,
     check_device,
+    check_used,
     device_of,
     make_hint,
     open_net,
@@ -39,6 +40,7 @@ def generate(arguments: argparse.Namespace) -> None:
 
     if arguments.copies < 1:
         raise CldmError(f"copies is {arguments.copies}, expected a whole number from 1.")
+    check_used(arguments)
     device = device_of(arguments)
     check_device(device)
     source = open_source(arguments.data)

@@ -13,7 +13,8 @@ from typing import Any
 
 from .checkpoint import CheckpointInfo, inspect_checkpoint
 from .checkpoint.inspect import UNKNOWN
-from .errors import CldmError
+from .checkpoint.signs import shortened
+from .errors import CldmError, listed
 
 HEADINGS = (
     "file",
@@ -148,8 +149,7 @@ def _remarks(info: CheckpointInfo) -> Iterable[str]:
     for title in ("missing", "unexpected", "misshapen"):
         keys: tuple[str, ...] = getattr(info, title)
         if keys:
-            more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
-            yield f"{len(keys)} {title}: {', '.join(keys[:LISTED])}{more}"
+            yield f"{len(keys)} {title}: {listed(map(shortened, keys), LISTED)}"
     if info.nearest:
         yield f"likest to {', '.join(info.nearest)}"
     if info.note:

@@ -42,8 +42,15 @@ def add_control(
     """A new ControlNet for `unet`, after tool_add_control.py of the original.
 
     Its encoder is copied and its zero convolutions are zero, so it changes nothing until it is
-    trained. The weights have the UNet's type and are on its device.
+    trained. The weights have the UNet's type and are on its device. Raises UnsupportedCheckpoint
+    for a UNet that reads more than noisy latents, such as an inpainting model's.
     """
+    if unet.config.in_channels != unet.config.out_channels:
+        raise UnsupportedCheckpoint(
+            f"The base model reads latents of {unet.config.in_channels} channels, and a ControlNet "
+            f"gets the {unet.config.out_channels} of the noisy ones alone: make it from the plain "
+            f"model of the same family, and it steers this one too."
+        )
     parameter = next(unet.parameters())
     net = ControlNet(ControlNetConfig(unet.config, hint_channels), ops, attention=attention)
     net.to(parameter.device, parameter.dtype)

@@ -18,7 +18,8 @@ from .checkpoint.guard import require_finite
 from .checkpoint.load import contents, stored_config, unet_part
 from .checkpoint.quantise import narrowed
 from .checkpoint.read import Checkpoint, Source, StateDict, read
-from .checkpoint.write import noted_hint, stored_pooling
+from .checkpoint.write import is_named_pooled, noted_hint, stored_pooling
+from .config import ControlNetConfig
 from .eight_bits import is_8_bit
 from .errors import CheckpointMismatch, listed
 
@@ -31,7 +32,8 @@ class ControlWeights:
     """A control net's weights under canonical keys; `name` is what a message calls the source.
 
     narrow: whether they are stored in 8 bits; stored: the configuration that the source carries,
-    pooling: what it says about that, hint: about the hint; None each where it says nothing.
+    hint: what it says about the hint, pooling: what it or its name (write.POOLED_NAMES) says about
+    that; None each where nothing is said.
     """
 
     name: str
@@ -57,7 +59,10 @@ class ControlWeights:
         base: the UNet's weights, which help with files that leave much out. Raises
         CheckpointMismatch where nothing tells it.
         """
-        return self.stored or self.family.config_of(self.state, base)
+        config = self.stored or self.family.config_of(self.state, base)
+        if self.pooling and isinstance(config, ControlNetConfig):
+            config = replace(config, global_average_pooling=True)
+        return config
 
 
 def control_weights(source: Source, *, title: str | None = None) -> ControlWeights:
@@ -80,7 +85,7 @@ def control_weights(source: Source, *, title: str | None = None) -> ControlWeigh
         family,
         _computable(stored, checkpoint.name),
         stored_config(checkpoint, family),
-        stored_pooling(checkpoint),
+        _pooling(checkpoint, family),
         noted_hint(checkpoint.metadata),
         _is_narrow(stored),
     )
@@ -132,6 +137,12 @@ def stored_copy(value: Tensor, dtype: torch.dtype | None, key: str) -> Tensor:
     """The tensor in the type, None for its own, in memory that it shares with no other."""
     result = narrowed(value, dtype or value.dtype, key)
     return result.clone() if result is value else result
+
+
+def _pooling(checkpoint: Checkpoint, family: Family) -> bool | None:
+    stored = stored_pooling(checkpoint)
+    named = family.config is ControlNetConfig and is_named_pooled(checkpoint.name)
+    return True if stored is None and named else stored
 
 
 def _computable(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from ..eight_bits import is_8_bit
 from ..errors import CldmError, UnsupportedCheckpoint, listed
 from .describe import base_name
 from .detect_t2i import diffusers_t2i
-from .dtypes import common_type, is_scaled, type_name, unified, without_scales
+from .dtypes import common_type, is_scaled, require_floating, type_name, unified, without_scales
 from .families import FAMILIES, Family
 from .fit import conformed, require_fit
-from .formats import Format, inner, recognise
+from .formats import Format, control_part, recognise
 from .formats import layout as layout_of
 from .guard import require_finite
 from .inspect import CheckpointInfo, inspect_checkpoint
@@ -36,6 +36,7 @@ from .write import (
     FOREIGN_HINT_KEY,
     HINT_KEY,
     config_metadata,
+    is_named_pooled,
     noted_hint,
     save,
     stored_pooling,
@@ -46,8 +47,10 @@ Layout = Literal["cldm", "diffusers"]
 FORMAT_KEY = "cldm_core.format"
 FAMILY_KEY = "cldm_core.family"
 SOURCES_KEY = "cldm_core.sources"
-POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
-"""Ends of the names of nets whose residuals are averaged, as ComfyUI takes them."""
+POOLED_NOTE = (
+    "Its name says that it is a shuffle net, so it was noted that residuals are averaged over the "
+    "picture (pooling yes)."
+)
 CHUNK = 1 << 20
 
 
@@ -91,10 +94,13 @@ def convert(
     the base's name, the source's name and sha256 if it is a file, and what is given:
     global_average_pooling (ControlNets only), `hint` (what the net's hint must be like, in words)
     and `metadata`. Whether residuals are averaged is noted only if it is given, stored, or told by
-    the file's name (POOLED_NAMES). What a user should know of the result is in its `note`. The
-    target is whole or absent and takes the place of a file of that name. Raises
+    the file's name (write.POOLED_NAMES). What a user should know of the result is in its `note`.
+    The target is whole or absent and takes the place of a file of that name. Raises
     UnsupportedCheckpoint, CheckpointMismatch, DamagedCheckpoint or CldmError.
     """
+    require_floating(dtype)
+    if layout not in (None, *get_args(Layout)):
+        raise CldmError(f"The layout is {layout!r}, expected {' or '.join(get_args(Layout))}.")
     checkpoint = read(source)
     net = _net(checkpoint, base, prune)
     pooling, notes = _pooling(net, source, checkpoint, global_average_pooling)
@@ -104,9 +110,9 @@ def convert(
     if scaled and not net.scales and not is_8_bit(dtype):
         raise CldmError("Only weights of 8 bits are scaled: choose fp8_e4m3fn or fp8_e5m2.")
     state, told = _retyped(net, dtype, scaled)
-    state = _laid_out(net, state, layout or layout_of(net.kind, inner(checkpoint.tensors)))
+    state = _laid_out(net, state, layout or layout_of(net.kind, control_part(checkpoint.tensors)))
     state = marked(net.kind.name, state)
-    kind = recognise(inner(state)) or net.kind
+    kind = recognise(control_part(state)) or net.kind
     kept = {key: text for key, text in checkpoint.metadata.items() if key != FOREIGN_HINT_KEY}
     hint = hint or noted_hint(checkpoint.metadata)
     save(
@@ -151,6 +157,9 @@ def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
     everything = family.canonical(tensors)
     require_finite(everything, checkpoint.name, whole=True)
     state = without_scales(everything)
+    scales: dict[str, Tensor] = {}
+    if is_scaled(everything):
+        scales = {key: value for key, value in everything.items() if key not in state}
     config = stored_config(checkpoint, family) or family.config_of(state, base)
     build = partial(ControlNet if family.bound else family.net, config)
     expected = shapes_of(build)
@@ -163,8 +172,6 @@ def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
     else:
         state = conformed(expected, state)
         require_fit(expected, state, checkpoint.name)
-    beside = everything.keys() - without_scales(everything).keys() if is_scaled(everything) else ()
-    scales = {key: everything[key] for key in everything if key in beside}
     return _Net(checkpoint.name, kind, family, config, state, scales)
 
 
@@ -180,12 +187,8 @@ def _pooling(
             f"picture: leave the pooling out."
         )
     stored = stored_pooling(checkpoint) if given is None else given
-    named = isinstance(source, (str, Path)) and Path(source).stem.endswith(POOLED_NAMES)
-    if stored is None and named:
-        return True, [
-            "Its name says that it is a shuffle net, so it was noted that residuals are averaged "
-            "over the picture (pooling yes)."
-        ]
+    if stored is None and isinstance(source, (str, Path)) and is_named_pooled(Path(source).name):
+        return True, [POOLED_NOTE]
     return stored, []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ def type_name(dtype: torch.dtype) -> str:
     return TYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
+def require_floating(dtype: Any) -> None:
+    """Raises CldmError for what is no floating-point type; None, the stored type, is fine."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return
+    raise CldmError(
+        f"Weights were asked for in {dtype!r}, expected a floating-point type such as "
+        f"torch.float16."
+    )
+
+
 def common_type(state: StateDict) -> torch.dtype:
     """The type that most numbers of the tensors are stored in; fp32 where there are none."""
     counts: Counter[torch.dtype] = Counter()
@@ -67,8 +78,10 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
     those. Tensors that have the type already are passed on as they are. A type of 8 bits is for
     hosts that widen at each call; norms and biases stay in the type they are stored in then. Raises
     UnsupportedCheckpoint for whole numbers, CheckpointMismatch for scales that don't fit, and
-    CldmError for scaled weights in 8 bits, which would be rounded a second time.
+    CldmError for scaled weights in 8 bits, which would be rounded a second time, or for a `dtype`
+    that isn't floating.
     """
+    require_floating(dtype)
     scales = {key.rpartition(".")[0]: state[key] for key in state if key.endswith(_SCALES)}
     weights = without_scales(state)
     for key, value in weights.items():

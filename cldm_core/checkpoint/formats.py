@@ -32,6 +32,8 @@ FRAMEWORK_WORDS = frozenset(
 )
 """What prefixes are made of: names of wrappers and of the attributes that hold a net."""
 MOST_WORDS = 4
+MOST_PREFIXES = 16
+"""How many different ones a file is searched behind; honest files have three or four."""
 CLDM = "zero_convs.0.0.weight"
 DIFFUSERS = "controlnet_cond_embedding.conv_in.weight"
 ADAPTER_DIFFUSERS = "adapter.body.0.resnets.0.block1.weight"
@@ -103,7 +105,7 @@ def layout(kind: Format, state: StateDict) -> str:
     return "diffusers" if {DIFFUSERS, ADAPTER_DIFFUSERS} & set(state) else kind.layout
 
 
-def inner(tensors: StateDict) -> StateDict:
+def control_part(tensors: StateDict) -> StateDict:
     """The control net's part of a whole checkpoint; all of any other file.
 
     Prefixes go that training frameworks put before every key, or before a net inside a larger one.
@@ -118,7 +120,7 @@ def _prefix(tensors: StateDict) -> str:
     whole = recognise(tensors)
     prefixes = sorted(
         _prefixes(tensors), key=lambda prefix: (prefix != CONTROL_PREFIX, len(prefix))
-    )
+    )[:MOST_PREFIXES]
     if whole is not None and whole.where is Where.HERE:
         return ""
     kinds = {prefix: recognise(_behind(prefix, tensors)) for prefix in prefixes}

@@ -16,10 +16,11 @@ from .detect import unet_config
 from .dtypes import common_type, is_scaled, type_name, without_scales
 from .families import FAMILIES
 from .fit import conformed, differences
-from .formats import Format, Where, inner, layout, nearest, recognise
+from .formats import Format, Where, control_part, layout, nearest, recognise
 from .keymap import DIFFUSERS_UNET
 from .load import stored_config, stored_unet, unet_part
 from .read import Checkpoint, Source, StateDict, is_legacy, read_header
+from .signs import first_keys, shortened
 from .skeleton import shapes_of
 from .write import noted_hint, stored_pooling
 
@@ -91,7 +92,7 @@ class CheckpointInfo:
             "type": self.dtype,
             "parameters": f"{self.parameters / 1e6:.1f} M",
             "file": "" if self.size is None else f"{self.size / 1e6:.1f} MB",
-            **{name: listed(items, 5) for name, items in several.items()},
+            **{name: listed(map(shortened, items), 5) for name, items in several.items()},
             "note": self.note,
         }
         return "\n".join(f"{name}: {value}" for name, value in facts.items() if value)
@@ -105,7 +106,7 @@ def inspect_checkpoint(path_or_state_dict: Source) -> CheckpointInfo:
     UnsupportedCheckpoint where there are no tensors at all.
     """
     checkpoint = read_header(path_or_state_dict)
-    state = inner(checkpoint.tensors)
+    state = control_part(checkpoint.tensors)
     kind = recognise(state)
     if kind is None:
         info = _unknown(checkpoint, state)
@@ -147,7 +148,7 @@ def _unknown(checkpoint: Checkpoint, state: StateDict) -> CheckpointInfo:
     return replace(
         _blank(checkpoint, None, state),
         nearest=tuple(kind.noun for kind in nearest(state)),
-        note=f"Its keys start with {', '.join(sorted(state)[:3])}.",
+        note=f"Its keys start with {first_keys(state)}.",
     )
 
 

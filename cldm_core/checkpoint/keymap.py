@@ -54,18 +54,17 @@ def to_diffusers(state: StateDict) -> dict[str, Tensor]:
 
 
 def _renamed(state: StateDict, modules: dict[str, str]) -> dict[str, Tensor]:
-    return {_rename(key, modules): value for key, value in state.items()}
+    most = 1 + max(path.count(".") for path in modules)
+    return {_rename(key, modules, most): value for key, value in state.items()}
 
 
-def _rename(key: str, modules: dict[str, str]) -> str:
-    """The key with its longest known module path exchanged."""
-    head, tail = key, ""
-    while head not in modules:
-        head, dot, last = head.rpartition(".")
-        if not dot:
-            return key
-        tail = f".{last}{tail}"
-    return modules[head] + tail
+def _rename(key: str, modules: dict[str, str], most: int) -> str:
+    """The key with its longest known module path, of `most` words or fewer, exchanged."""
+    # A hostile file's key may have millions of words.
+    words = key.split(".", most)[:most]
+    heads = (".".join(words[:count]) for count in range(len(words), 0, -1))
+    head = next((head for head in heads if head in modules), None)
+    return key if head is None else modules[head] + key[len(head) :]
 
 
 def _numbers(state: StateDict, pattern: str) -> set[int]:

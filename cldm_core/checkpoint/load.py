@@ -21,10 +21,20 @@ from .detect import controlnet_config, unet_config
 from .dtypes import unified
 from .families import FAMILIES, Family
 from .fit import conformed, require_fit
-from .formats import DIFFUSERS, UNET, UNET_PREFIX, Format, Where, inner, nearest, recognise
+from .formats import (
+    DIFFUSERS,
+    UNET,
+    UNET_PREFIX,
+    Format,
+    Where,
+    control_part,
+    nearest,
+    recognise,
+)
 from .guard import require_finite, require_plausible
 from .keymap import DIFFUSERS_UNET, to_cldm
 from .read import Checkpoint, Source, StateDict, metadata_record, read
+from .signs import first_keys
 from .skeleton import shapes_of
 from .write import CONFIG_KEY
 
@@ -155,7 +165,7 @@ def contents(checkpoint: Checkpoint) -> tuple[Format, StateDict]:
 
     Raises UnsupportedCheckpoint, with what the file is instead and what to do with it.
     """
-    state = inner(checkpoint.tensors)
+    state = control_part(checkpoint.tensors)
     kind = recognise(state)
     if kind is None:
         raise UnsupportedCheckpoint(_unknown(checkpoint.name, state))
@@ -177,7 +187,7 @@ def unet_part(checkpoint: Checkpoint) -> StateDict:
         return {key: value for key, value in tensors.items() if key != V_KEY}
     if DIFFUSERS_UNET in tensors and DIFFUSERS not in tensors:
         return to_cldm(tensors)
-    state = inner(tensors)
+    state = control_part(tensors)
     kind = recognise(state)
     if kind is not None and kind.name == "base_model" and state is not tensors:
         return unet_part(Checkpoint(state, checkpoint.metadata, checkpoint.name))
@@ -225,7 +235,7 @@ def _unknown(name: str, state: StateDict) -> str:
     likest = f"It is likest to {' or '.join(kind.title for kind in kinds)}. " if kinds else ""
     return (
         f"{name} holds no control net that is known by its keys, which start with "
-        f"{', '.join(sorted(state)[:3])}. {likest}Check that it is the right file and whole."
+        f"{first_keys(state)}. {likest}Check that it is the right file and whole."
     )
 
 

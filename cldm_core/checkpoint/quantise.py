@@ -8,7 +8,7 @@ from torch import Tensor
 from ..control_lora import OWN_PARTS
 from ..eight_bits import is_8_bit
 from ..errors import CldmError
-from .dtypes import type_name
+from .dtypes import require_floating, type_name
 from .read import StateDict
 
 BESIDE_8_BITS = torch.float16
@@ -20,10 +20,12 @@ MOST_ZEROED = 0.01
 def narrowed(value: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     """The tensor in another type; itself where it has that type.
 
-    Raises CldmError where it holds numbers beyond the type's range, which would become infinite.
+    Raises CldmError where it holds numbers beyond the type's range, which would become infinite, or
+    where the type isn't floating.
     """
     if value.dtype == dtype:
         return value
+    require_floating(dtype)
     most = torch.finfo(dtype).max
     if most < torch.finfo(value.dtype).max and value.numel():
         # 8-bit types have no largest number of their own.

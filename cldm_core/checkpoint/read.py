@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..errors import CldmError, DamagedCheckpoint, UnsupportedCheckpoint
+from .bookkeeping import only_bookkeeping
 from .firstbytes import ENDINGS, kind_of, require_weights
 from .guard import (
     require_dense,
@@ -45,6 +47,8 @@ TYPES = {
 }
 """Types by their names in a header of safetensors."""
 
+_PART = re.compile(r"-[0-9]{5}-of-([0-9]{5})\.")
+"""In the names of divided models, as Hugging Face's libraries write them."""
 WRAPPERS = ("state_dict", "model", "module", "params", "net", "adapter")
 """Under what name files of PyTorch hold the tensors; T2I-Adapters come as `adapter`."""
 MOST_NESTED = 3
@@ -122,14 +126,35 @@ def is_legacy(path: Path) -> bool:
 
 def _existing(source: str | Path) -> Path:
     path = Path(source)
-    if path.is_dir():
+    try:
+        if path.is_dir():
+            raise UnsupportedCheckpoint(
+                f"{path} is a folder: name the file in it ({_weights_in(path)})."
+            )
+        if not path.is_file():
+            raise UnsupportedCheckpoint(f"There is no file {path}: check the name and the folder.")
+        require_weights(path)
+    except OSError as error:
         raise UnsupportedCheckpoint(
-            f"{path} is a folder: name the file in it ({_weights_in(path)})."
-        )
-    if not path.is_file():
-        raise UnsupportedCheckpoint(f"There is no file {path}: check the name and the folder.")
-    require_weights(path)
+            f"{path} can't be read ({error.strerror}): check the name, and whether you may read it."
+        ) from error
+    _require_readable_name(path)
     return path
+
+
+def _require_readable_name(path: Path) -> None:
+    """Raises UnsupportedCheckpoint for a part of a model, and for names that no library opens."""
+    if (part := _PART.search(path.name)) and int(part[1]) > 1:
+        raise UnsupportedCheckpoint(
+            f"{path.name} is one of {int(part[1])} files that a model was divided into: save the "
+            f"model as one file (in diffusers with a larger max_shard_size), and take that."
+        )
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UnsupportedCheckpoint(
+            f"{path} has a name that isn't UTF-8, which can't be opened: rename the file or folder."
+        ) from error
 
 
 def _weights_in(folder: Path) -> str:
@@ -152,7 +177,8 @@ def _read_safetensors(
     require_small_header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: tensor_of(file, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {key: tensor_of(file, key) for key in file.keys()}  # noqa: SIM118
+            return _some(tensors, path.name), file.metadata() or {}
     except CldmError:
         raise
     # A damaged file may fail in any way, and each is the file's fault.
@@ -186,7 +212,7 @@ def _read_torch(path: Path) -> Any:
         )
     require_stored(path)
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb") as handle, only_bookkeeping():
             source = path if mapped else handle
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
@@ -223,24 +249,34 @@ def _unwrapped(content: Any, name: str) -> StateDict:
     """
     for _ in range(MOST_NESTED):
         parts = [content.get(w) for w in WRAPPERS] if isinstance(content, Mapping) else []
-        content = next((part for part in parts if dict(_named(part))), content)
-    tensors = dict(_named(content))
-    if not tensors:
-        raise UnsupportedCheckpoint(
-            f"{name} holds no tensors by name: it is no checkpoint of a network."
-        )
+        content = next((part for part in parts if any(_named(part, set()))), content)
+    tensors = _some(dict(_named(content, set())), name)
     require_dense(tensors, name)
     return tensors
 
 
+def _some(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors; raises UnsupportedCheckpoint where there are none."""
+    if not tensors:
+        raise UnsupportedCheckpoint(
+            f"{name} holds no tensors by name: it is no checkpoint of a network."
+        )
+    return tensors
+
+
 def _named(
-    content: Any, prefix: str = "", depth: int = MOST_NESTED
+    content: Any, seen: set[int], prefix: str = "", depth: int = MOST_NESTED
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested mappings under dotted keys; anything else is left out."""
-    if not isinstance(content, Mapping) or not depth:
+    """The tensors of nested mappings under dotted keys; anything else is left out.
+
+    seen: the mappings that were looked into. Each is taken once: a pickle of a few bytes may name
+    the same one so often that its tensors fill the memory.
+    """
+    if not isinstance(content, Mapping) or not depth or id(content) in seen:
         return
+    seen.add(id(content))
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Tensor):
             yield prefix + key, value
         elif isinstance(key, str):
-            yield from _named(value, f"{prefix}{key}.", depth - 1)
+            yield from _named(value, seen, f"{prefix}{key}.", depth - 1)

@@ -1,4 +1,4 @@
-"""Signs that keys are searched for.
+"""Signs that keys are searched for, and keys as messages show them.
 
 A sign is a key, a part of keys between asterisks (`*norm*`), the start of keys before an asterisk
 (`norm*`), or several of these with bars between them, of which one is enough.
@@ -6,7 +6,10 @@ A sign is a key, a part of keys between asterisks (`*norm*`), the start of keys 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+
+FIRST, LONGEST = 3, 150
+"""How many keys are shown of an unknown file, and how much of each."""
 
 
 class Keys:
@@ -24,3 +27,13 @@ class Keys:
         if sign.startswith("*"):
             return sign.strip("*") in self.text
         return f"\n{sign[:-1]}" in self.text if sign.endswith("*") else sign in self.exact
+
+
+def first_keys(keys: Iterable[str]) -> str:
+    """The first keys by the alphabet, for a message about a file of no known kind."""
+    return ", ".join(map(shortened, sorted(keys)[:FIRST]))
+
+
+def shortened(key: str) -> str:
+    """The key, or its start if it is longer than any net's."""
+    return key if len(key) <= LONGEST else f"{key[:LONGEST]}..."

@@ -23,6 +23,8 @@ HINT_KEY = "cldm_core.hint"
 FOREIGN_HINT_KEY = "hint"
 """Where other tools, and this pack's embedded nets, note what the hint must be like."""
 _POOLING = "global_average_pooling"
+POOLED_NAMES = ("_shuffle", "_shuffle_fp16")
+"""Ends of the names of nets whose residuals are averaged, as ComfyUI takes them."""
 
 
 def config_metadata(config: Any, *, pooling_known: bool = True) -> dict[str, str]:
@@ -45,6 +47,11 @@ def stored_pooling(checkpoint: Checkpoint) -> bool | None:
     return found if isinstance(found, bool) else None
 
 
+def is_named_pooled(name: str) -> bool:
+    """Whether a file's name says that its net's residuals are averaged (POOLED_NAMES)."""
+    return Path(name).stem.endswith(POOLED_NAMES)
+
+
 def noted_hint(metadata: Mapping[str, str]) -> str | None:
     """What a file's metadata says about the net's hint, in words; None where it says nothing."""
     return metadata.get(HINT_KEY) or metadata.get(FOREIGN_HINT_KEY) or None
@@ -55,11 +62,13 @@ def save(
 ) -> None:
     """Writes safetensors under a temporary name, syncs and renames: the file is whole or absent.
 
-    Missing folders are made. Values of the metadata that are no strings are written as JSON. Raises
+    Missing folders are made. Values of the metadata that are no strings are written as JSON;
+    `format`, which transformers and accelerate ask for where there is metadata, is "pt". Raises
     OSError, or CldmError, where the file can't be written.
     """
     path = Path(path)
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    texts["format"] = "pt"
     try:
         with whole_file(path) as part:
             # safetensors lets nobody else read what it writes; a new file has the user's mode.

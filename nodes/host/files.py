@@ -20,12 +20,11 @@ from torch import Tensor
 from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
 from ...cldm_core import load_control as load_net
 from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
-from ...cldm_core.checkpoint.convert import POOLED_NAMES
 from ...cldm_core.checkpoint.dtypes import common_type, is_scaled
 from ...cldm_core.checkpoint.families import FAMILIES
-from ...cldm_core.checkpoint.formats import Where, inner, recognise
+from ...cldm_core.checkpoint.formats import Where, control_part, recognise
 from ...cldm_core.checkpoint.load import contents
-from ...cldm_core.checkpoint.write import stored_pooling
+from ...cldm_core.checkpoint.write import is_named_pooled, stored_pooling
 from ...cldm_core.config import UNetConfig
 from .control import HostControl, Origin, patcher_for
 from .kinds import kind_of_control
@@ -83,7 +82,7 @@ def load_control(
     leaves it to the host. Raises CldmError.
     """
     checkpoint = read(path)
-    kind = recognise(inner(checkpoint.tensors))
+    kind = recognise(control_part(checkpoint.tensors))
     if kind is None or kind.where is Where.HOST:
         return _from_host(path, checkpoint)
     config = None
@@ -152,7 +151,7 @@ def _pool(
     if pooling is None:
         pooling, reason = stored, "as the file says"
     if pooling is None:
-        pooling, reason = path.stem.endswith(POOLED_NAMES), "as its name says"
+        pooling, reason = is_named_pooled(path.name), "as its name says"
     if pooling != config.global_average_pooling:
         control.net.control_config = replace(config, global_average_pooling=pooling)
     if not pooling:
@@ -162,7 +161,7 @@ def _pool(
 
 def _from_host(path: Path, checkpoint: Checkpoint) -> Loaded:
     """The CONTROL_NET that the host's own loader makes of the file."""
-    kind = recognise(inner(checkpoint.tensors))
+    kind = recognise(control_part(checkpoint.tensors))
     try:
         control = comfy.controlnet.load_controlnet(str(path))
     except Exception as error:  # whatever a file that nobody knows makes the host do

@@ -1,6 +1,7 @@
 """The command line, end to end with the embedded model."""
 
 import argparse
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from controlnet_pack.cldm_core import (
     TINY,
@@ -213,6 +215,49 @@ def test_the_embedded_model_draws_at_its_own_size() -> None:
     assert commands.settings_of(sampling("--size", "64")).width == 64
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("--prediction v", "checkpoint"),
+        ("--tokenizer clip", "checkpoint"),
+        ("--control-type canny", "controlnet"),
+        ("--guess-mode", "controlnet"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_loads")
+def test_an_option_without_the_one_it_belongs_to(
+    options: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sample", "a", "b.png", *options.split()]) == 2
+    name = options.split()[0]
+    assert f"{name} is for --{wanted}: add --{wanted}, or leave {name} out" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("name", ["a_shuffle", "shuffled"])
+def test_the_name_of_a_shuffle_net_is_heard(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"{name}.safetensors"
+    save_file(load_file(tiny.weights("canny")), path)
+    net = commands.open_net(sampling("--controlnet", str(path), "--device", "cpu"))
+    named = name == "a_shuffle"
+    assert net.config.global_average_pooling is named
+    assert ("averaged over the picture" in capsys.readouterr().err) is named
+
+
+def test_names_that_the_output_cannot_show_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "\N{SNOWMAN}.safetensors"
+    save_file({"a": torch.ones(1)}, path)
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "cp1252", write_through=True))
+    assert main(["inspect", str(path)]) == 2
+    assert b"\n\\u2603.safetensors: " in shown.getvalue()
+
+
 def test_pictures_need_not_be_square(tmp_path: Path) -> None:
     settings = commands.settings_of(sampling("--size", "96x64"))
     assert (settings.width, settings.height) == (96, 64)
@@ -222,10 +267,11 @@ def test_pictures_need_not_be_square(tmp_path: Path) -> None:
     assert read_picture(out).shape == (64, 96, 3)
 
 
-def test_a_size_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", ["wide", "64x", "x64"])
+def test_a_size_that_is_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["sample", "a", "b.png", "--size", "wide"])
-    assert "--size" in capsys.readouterr().err
+        main(["sample", "a", "b.png", "--size", size])
+    assert f"--size: {size!r} is no size: give 512 or 768x512" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_heads_of_96_channels(changes: dict[str, Any], heads: tuple[int, int]) -
         ({"num_res_blocks": [2, 2]}, "2 entries for 4 levels"),
         ({"num_heads": -1}, "give one of them"),
         ({"context_dim": None}, "expected the width of the text embeddings"),
-        ({"n_embed": 100}, "unknown parameters n_embed"),
+        ({"n_embed": 100}, "nets that predict codebook entries aren't supported"),
         ({"transformer_depth_output": [1]}, "unknown parameters transformer_depth_output"),
         ({"model_channels": 100}, "a level is 100 wide, no multiple of 32"),
         ({"num_classes": 1000}, "expected none or 'sequential'"),
@@ -198,3 +198,8 @@ def test_records_survive_json() -> None:
     assert ControlNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(CldmError, match="not the configuration of a ControlNet"):
         ControlNetConfig.from_dict({"hint_channels": 3})
+
+
+def test_defaults_of_the_originals_constructor_may_be_written_out() -> None:
+    written = {**V15, "n_embed": None, "dims": 2, "conv_resample": True, "num_heads_upsample": -1}
+    assert UNetConfig.from_params(written) == UNetConfig.from_params(V15)

@@ -265,6 +265,8 @@ def test_metadata_tells_of_the_net_and_its_source(tmp_path):
         metadata={"note": ["a", "b"]},
     )
     found = metadata(tmp_path / "out.safetensors")
+    # What transformers and accelerate ask for in files with metadata.
+    assert found["format"] == "pt"
     assert found["modelspec.title"] == "Mine"
     assert found["cldm_core.format"] == "diffusers"
     assert found["cldm_core.family"] == "embedded model"
@@ -369,4 +371,10 @@ def test_a_damaged_net_is_not_written(tmp_path):
     del state["middle_block.0.in_layers.0.weight"]
     with pytest.raises(CheckpointMismatch, match="missing"):
         convert(state, tmp_path / "out.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(CldmError, match="The layout is 'Diffusers', expected cldm or diffusers"):
+        convert(controlnet(), tmp_path / "out.safetensors", layout="Diffusers")
     assert not list(tmp_path.iterdir())

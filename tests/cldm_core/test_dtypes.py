@@ -9,10 +9,13 @@ from controlnet_pack.cldm_core import (
     CldmError,
     ControlNet,
     ControlNetConfig,
+    convert,
     load_control,
+    merge_nets,
 )
 from controlnet_pack.cldm_core.checkpoint import inspect_checkpoint
 from controlnet_pack.cldm_core.checkpoint.dtypes import unified
+from controlnet_pack.cldm_core.checkpoint.quantise import narrowed
 
 EIGHT_BITS = [torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -100,3 +103,16 @@ def test_a_scale_without_its_weight_is_told(state: dict[str, torch.Tensor]) -> N
 def test_scales_of_another_size_are_told(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(CheckpointMismatch, match=r"has 7 scales for time_embed.0.weight"):
         load_control({**state, "time_embed.0.scale_weight": torch.ones(7)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "fp16"])
+@pytest.mark.parametrize("act", [load_control, narrowed, convert, merge_nets])
+def test_only_floating_types_can_be_asked_for(state, act, dtype, tmp_path) -> None:
+    act = {
+        narrowed: lambda state, dtype: narrowed(state["zero_convs.0.0.weight"], dtype, "a key"),
+        convert: lambda state, dtype: convert(state, tmp_path / "out.safetensors", dtype=dtype),
+        merge_nets: lambda state, dtype: merge_nets(state, state, 0.5, dtype=dtype),
+    }.get(act, act)
+    with pytest.raises(CldmError, match="expected a floating-point type"):
+        act(state, dtype=dtype)
+    assert not list(tmp_path.iterdir())

@@ -424,6 +424,23 @@ def test_no_verb_makes_up_the_pooling(folder, line):
     assert stored_pooling(read("out.safetensors")) == (False if new else None)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "transfer a_shuffle.safetensors base.safetensors other.safetensors out.safetensors",
+        "difference make a_shuffle.safetensors base.safetensors out.safetensors",
+        "extract a_shuffle.safetensors base.safetensors out.safetensors --rank 2",
+        "merge net.safetensors a_shuffle.safetensors out.safetensors",
+    ],
+)
+def test_the_name_of_a_shuffle_net_is_heard_by_every_verb(folder, capsys, line):
+    (folder / "a_shuffle.safetensors").write_bytes((folder / "net.safetensors").read_bytes())
+    assert run(line) == 0
+    assert stored_pooling(read("out.safetensors")) is True
+    told = capsys.readouterr().out
+    assert "Its name says that it is a shuffle net" in told or "Pooling is yes" in told
+
+
 def test_merge_takes_what_is_told_of_pooling_and_hint(folder, capsys):
     run("convert net.safetensors a.safetensors --pooling yes --hint colours")
     run("convert net.safetensors b.safetensors --pooling no --hint lines")

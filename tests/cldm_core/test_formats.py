@@ -1,5 +1,7 @@
 """Every kind of file is told from its keys, by one sign alone, and loads or is refused by name."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +14,8 @@ from controlnet_pack.cldm_core import (
     load_control,
     load_unet,
 )
-from controlnet_pack.cldm_core.checkpoint.formats import FORMATS, Where, inner, recognise
+from controlnet_pack.cldm_core.checkpoint import formats
+from controlnet_pack.cldm_core.checkpoint.formats import FORMATS, Where, control_part, recognise
 from controlnet_pack.cldm_core.checkpoint.signs import Keys
 
 from .samples import (
@@ -44,7 +47,7 @@ def test_every_format_has_a_sample() -> None:
 
 @EVERY
 def test_one_detector_says_yes_and_all_others_no(name: str, make: type[State]) -> None:
-    keys = Keys(inner(make()))
+    keys = Keys(control_part(make()))
     assert [kind.name for kind in FORMATS if kind.matches(keys)] == [name]
 
 
@@ -62,7 +65,7 @@ def test_variants_load_strictly_with_their_tensors(name: str, tmp_path) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kinds_are_refused_by_name(name: str) -> None:
     state = OTHERS[name]()
-    kind = recognise(inner(state))
+    kind = recognise(control_part(state))
     with pytest.raises(UnsupportedCheckpoint) as caught:
         load_control(state)
     assert kind.title in str(caught.value)
@@ -92,7 +95,7 @@ def test_an_unknown_file_names_the_likest_kinds() -> None:
 def test_prefixes_of_training_frameworks_go(prefix: str, name: str) -> None:
     for make in LOADED[name].values():
         state = make()
-        kind = recognise(inner(prefixed(prefix, state)))
+        kind = recognise(control_part(prefixed(prefix, state)))
         assert kind is not None
         assert kind.name == name
         net, wrapped = load_control(state), load_control(prefixed(prefix, state))
@@ -133,3 +136,20 @@ def test_lllite_modules_inside_other_names_are_none() -> None:
     assert (
         recognise({f"some_{key}": value for key, value in lllite("middle_block").items()}) is None
     )
+
+
+def test_a_file_of_many_prefixes_is_searched_behind_a_few(monkeypatch) -> None:
+    words = itertools.product(sorted(formats.FRAMEWORK_WORDS), repeat=3)
+    state = {f"{'.'.join(prefix)}.weight": torch.ones(1) for prefix in words}
+    searched = []
+    monkeypatch.setattr(formats, "recognise", lambda keys: searched.append(keys))
+    control_part(state)
+    assert len(searched) < 20
+
+
+def test_keys_without_end_are_shown_by_their_start() -> None:
+    state = {"q" * 10_000: torch.ones(1)}
+    assert len(inspect_checkpoint(state).note) < 300
+    with pytest.raises(UnsupportedCheckpoint, match=r"start with q{150}\.\.\.") as caught:
+        load_control(state)
+    assert len(str(caught.value)) < 400

@@ -29,6 +29,7 @@ from controlnet_pack.cldm_core import (
 )
 from controlnet_pack.cldm_core.checkpoint import config_metadata
 from controlnet_pack.cldm_core.checkpoint.convert import convert
+from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 from controlnet_pack.cldm_core.t2i_adapter import AdapterConfig
 
 from .hostile import CONFIG, Hostile, base, safetensors_files, torch_files
@@ -216,6 +217,13 @@ def test_tensors_that_overlap_are_refused(tmp_path: Path) -> None:
     }
     path = header_file(entries, tmp_path / "net.safetensors", bytes(12))
     assert all("can't be read as safetensors" in said for said in refusals(path))
+
+
+def test_keys_of_a_hundred_thousand_words(tmp_path: Path) -> None:
+    state = dict(to_diffusers(base("cldm"))) | {"a." * 200_000: torch.ones(1)}
+    save_file(state, tmp_path / "net.safetensors")
+    # A conversion leaves out what lies beside the net.
+    assert all(refusals(tmp_path / "net.safetensors")[1:3])
 
 
 @pytest.mark.slow

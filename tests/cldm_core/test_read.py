@@ -1,12 +1,17 @@
 """What a file is by its bytes and its nesting: read, or told in a sentence what it is instead."""
 
+import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
 
 from controlnet_pack.cldm_core import (
     TINY,
@@ -109,3 +114,84 @@ def test_named_groups_of_tensors_get_dotted_keys(tmp_path: Path) -> None:
     torch.save(groups, tmp_path / "ip.bin")
     assert set(read(tmp_path / "ip.bin").tensors) == {"image_proj.latents", "ip_adapter.1.to_k_ip"}
     assert inspect_checkpoint(tmp_path / "ip.bin").format == "ip_adapter"
+
+
+@pytest.fixture
+def lightning(net: ControlNet, tmp_path: Path) -> Path:
+    """A checkpoint as Lightning wrote it for Stable Diffusion, with NumPy's names of before 2.0."""
+    names = ["pytorch_lightning", "pytorch_lightning.callbacks"]
+    names.append(f"{names[-1]}.model_checkpoint")
+    callback = type("ModelCheckpoint", (), {"__module__": names[-1]})
+    content = {
+        "epoch": 3,
+        "callbacks": {callback: {"best_model_score": np.float64(0.5), "best_model_path": b"best"}},
+        "state_dict": dict(net.state_dict()),
+    }
+    path = tmp_path / "net.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules[names[-1]].ModelCheckpoint = callback
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"pytorch_lightning" in content
+    path.write_bytes(content.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    return path
+
+
+def test_what_lightning_saves_beside_the_weights_is_passed_over(
+    net: ControlNet, lightning: Path
+) -> None:
+    before = set(torch.serialization.get_safe_globals())
+    assert read(lightning).tensors.keys() == net.state_dict().keys()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_what_others_allow_in_the_process_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({"net": {"a": torch.ones(1)}, "more": Path}, path)
+    with torch.serialization.safe_globals([Path]):
+        assert torch.load(path, weights_only=True)["more"] is Path
+        with pytest.raises(DamagedCheckpoint, match="could run code when read"):
+            read(path)
+        assert Path in torch.serialization.get_safe_globals()
+
+
+@pytest.mark.parametrize("leaf", [torch.ones(1), 1], ids=["tensors", "numbers"])
+def test_groups_named_again_and_again_are_taken_once(leaf: object, tmp_path: Path) -> None:
+    group: object = leaf
+    for _ in range(3):
+        group = {str(number): group for number in range(400)}
+    torch.save(group, tmp_path / "net.pth")
+    with pytest.raises(UnsupportedCheckpoint):
+        load_controlnet(tmp_path / "net.pth")
+
+
+def test_a_file_without_tensors_is_told(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "net.safetensors")
+    for act in (read, inspect_checkpoint):
+        with pytest.raises(UnsupportedCheckpoint, match="holds no tensors by name"):
+            act(tmp_path / "net.safetensors")
+
+
+def test_a_part_of_a_divided_model_is_told(net: ControlNet, tmp_path: Path) -> None:
+    whole = tmp_path / "model-00001-of-00001.safetensors"
+    save_file(net.state_dict(), whole)
+    assert load_controlnet(whole).config == net.config
+    part = whole.rename(tmp_path / "model-00002-of-00003.safetensors")
+    with pytest.raises(UnsupportedCheckpoint, match="is one of 3 files that a model was divided"):
+        load_controlnet(part)
+
+
+def test_a_file_that_cannot_be_opened_is_told() -> None:
+    with pytest.raises(UnsupportedCheckpoint, match=r"can't be read \(File name too long\)"):
+        read(Path("x" * 300))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_a_name_that_is_no_unicode_is_told(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / os.fsdecode(b"\xff." + ending.encode())
+    path.write_bytes(b"\x80" * 99)
+    with pytest.raises(UnsupportedCheckpoint, match="a name that isn't UTF-8"):
+        read(path)

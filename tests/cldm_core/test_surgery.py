@@ -109,6 +109,13 @@ def test_added_control_is_that_of_the_original_tool(case):
     assert net["input_hint_block.0.weight"].shape[1] == 2
 
 
+def test_no_control_is_added_to_what_reads_more_than_latents():
+    with torch.device("meta"):
+        unet = ControlledUNet(replace(TINY, in_channels=9))
+    with pytest.raises(UnsupportedCheckpoint, match="reads latents of 9 channels"):
+        add_control(unet)
+
+
 # transfer
 
 
