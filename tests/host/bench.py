@@ -26,8 +26,8 @@ from .client import HostClient, Result
 from .conftest import advanced_controlnet
 from .graphs import SAMPLER, put, without
 from .hosts import PACK_NAME, HostInstall, install_pack
+from .prompts import Prompt, node_id
 from .server import HostServer
-from .test_pictures import Prompt, node_id
 
 ADVANCED, BESIDE = "ComfyUI-Advanced-ControlNet", "beside.py"
 LORA = "drawn.safetensors"

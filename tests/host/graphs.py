@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from .test_pictures import Prompt, find, node_id
+from .prompts import Prompt, find, node_id
 
 APPLY, PATCH, SAMPLER = "CLDM_ApplyControlNet", "CLDM_PatchModel", "KSampler"
 

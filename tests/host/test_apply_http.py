@@ -34,7 +34,7 @@ from .graphs import (
     with_options,
 )
 from .hosts import HostInstall
-from .test_pictures import (
+from .prompts import (
     Prompt,
     find,
     first_picture,

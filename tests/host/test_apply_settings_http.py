@@ -18,8 +18,7 @@ from ..cldm_core.seeded import seeded_module
 from .bench import apart
 from .client import HostClient, Result
 from .graphs import APPLY, SAMPLER, applier, put, with_mask, with_options
-from .server import HostServer
-from .test_pictures import (
+from .prompts import (
     Prompt,
     find,
     first_picture,
@@ -27,6 +26,7 @@ from .test_pictures import (
     through_the_model_door,
     without_control,
 )
+from .server import HostServer
 
 SIZE = 128
 MARGIN = 1

@@ -12,8 +12,8 @@ from controlnet_pack.cldm_core.sheets_heat import Layout
 from controlnet_pack.cldm_core.sheets_plot import WIDTH
 
 from .client import HostClient, Result
+from .prompts import Prompt, find, first_picture, node_id
 from .server import HostServer
-from .test_pictures import Prompt, find, first_picture, node_id
 
 RECORD, INSPECT = "400", "401"
 

@@ -1,7 +1,6 @@
 """One picture in the real host, by every road: all give the same, bit for bit."""
 
 import copy
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,28 +13,17 @@ import pytest
 from controlnet_pack.cldm_core import TINY, ControlNet, ControlNetConfig, tiny
 from controlnet_pack.cldm_core.checkpoint import config_metadata, read, save
 
-from .client import HostClient, Result
+from .client import HostClient
+from .prompts import (
+    Prompt,
+    find,
+    first_picture,
+    interrupted,
+    node_id,
+    through_the_model_door,
+    without_control,
+)
 from .server import HostServer
-
-ROOT = Path(__file__).resolve().parents[2]
-API = ROOT / "workflows" / "api"
-Prompt = dict[str, dict[str, Any]]
-
-
-def first_picture(steps: int = 4, **apply: Any) -> Prompt:
-    """The workflow with fewer steps, and other settings of its Apply node."""
-    prompt: Prompt = json.loads((API / "first_picture.json").read_text(encoding="utf-8"))
-    find(prompt, "KSampler")["inputs"]["steps"] = steps
-    find(prompt, "CLDM_ApplyControlNet")["inputs"].update(apply)
-    return prompt
-
-
-def find(prompt: Prompt, class_type: str) -> dict[str, Any]:
-    return prompt[node_id(prompt, class_type)]
-
-
-def node_id(prompt: Prompt, class_type: str) -> str:
-    return next(key for key, node in prompt.items() if node["class_type"] == class_type)
 
 
 def with_the_host_s_apply(prompt: Prompt) -> Prompt:
@@ -54,26 +42,6 @@ def with_the_host_s_loader(prompt: Prompt) -> Prompt:
 def with_our_loader_from_a_file(prompt: Prompt) -> Prompt:
     changed = copy.deepcopy(prompt)
     find(changed, "CLDM_LoadControlNet")["inputs"]["control_net_name"] = "canny.safetensors"
-    return changed
-
-
-def through_the_model_door(prompt: Prompt) -> Prompt:
-    changed = copy.deepcopy(prompt)
-    apply, sampler = find(changed, "CLDM_ApplyControlNet"), find(changed, "KSampler")["inputs"]
-    positive, negative = apply["inputs"].pop("positive"), apply["inputs"].pop("negative")
-    apply["class_type"] = "CLDM_PatchModel"
-    apply["inputs"]["model"] = sampler["model"]
-    apply_id = node_id(changed, "CLDM_PatchModel")
-    sampler.update(model=[apply_id, 0], positive=positive, negative=negative)
-    return changed
-
-
-def without_control(prompt: Prompt) -> Prompt:
-    changed = copy.deepcopy(prompt)
-    apply = find(changed, "CLDM_ApplyControlNet")["inputs"]
-    find(changed, "KSampler")["inputs"].update(
-        positive=apply["positive"], negative=apply["negative"]
-    )
     return changed
 
 
@@ -225,18 +193,6 @@ def test_prompts_may_be_empty_weighted_and_long(run) -> None:
         prompt = first_picture(steps=2)
         find(prompt, "CLIPTextEncode")["inputs"]["text"] = text
         assert run(prompt).shape == (128, 128, 3)
-
-
-def interrupted(client: HostClient, prompt: Prompt) -> Result:
-    """A run that is stopped once it has done three steps."""
-    stops = [HostClient(client.url)]
-
-    def after_the_third(_: str, value: int, __: int) -> None:
-        # Not "at": the newer host leaves out some messages. Not twice: it would stop the next run.
-        if value >= 3 and stops:
-            stops.pop().interrupt()
-
-    return client.queue(prompt, on_progress=after_the_third)
 
 
 @pytest.mark.parametrize("road", [lambda prompt: prompt, through_the_model_door])

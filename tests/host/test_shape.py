@@ -10,8 +10,8 @@ import pytest
 from controlnet_pack.cldm_core import tiny
 
 from .client import HostClient
+from .prompts import Prompt, find, first_picture, node_id, through_the_model_door
 from .server import HostServer
-from .test_pictures import Prompt, find, first_picture, node_id, through_the_model_door
 
 SIDE = 128
 

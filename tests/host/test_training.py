@@ -19,8 +19,8 @@ from .client import HostClient, Result
 from .graphs import put
 from .hosts import HostInstall
 from .in_process import run_in_host
+from .prompts import Prompt
 from .server import HostServer
-from .test_pictures import Prompt
 
 INSIDE = Path(__file__).parent / "inside" / "training.py"
 MODEL, DATA, TRAIN = "1", "2", "3"
