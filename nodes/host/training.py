@@ -25,7 +25,7 @@ from ...cldm_core.training.models import Base
 from ...cldm_core.training.plan import Plan, plan_of
 from ...cldm_core.training.reports import Reports
 from ...cldm_core.training.saving import TRAINING_KEY
-from ...cldm_core.training.session import opened
+from ...cldm_core.training.session import require_accelerator
 from ...cldm_core.whole_files import whole_file
 from .applied import show_text
 from .files import new_controlnet_path, new_model_path
@@ -143,8 +143,7 @@ def train(
     """
     if comfy.model_management.get_torch_device().type == "cpu":
         config = replace(config, device="cpu")
-    with opened(config):
-        pass  # what is missing, or can't be done, is told before anything is encoded
+    require_accelerator(config)  # before anything is encoded
     interrupts = base.encoders.interrupts
     maker = None if dataset.maker is None else Uninterrupted(dataset.maker, interrupts)
     side = config.resolution or own_side(base)
