@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from .checkpoint.formats import inner, recognise
+from .checkpoint.formats import control_part, recognise
 from .checkpoint.read import read_header
 from .errors import CldmError, UnsupportedCheckpoint
 from .weights import base_weights
@@ -36,7 +36,7 @@ def check_roles(files: Mapping[str, Path]) -> None:
 def _misplaced(name: str, path: Path) -> str | None:
     """What the file holds, if that is what another argument is for."""
     header = read_header(path)
-    kind = recognise(inner(header.tensors))
+    kind = recognise(control_part(header.tensors))
     if kind is None or (name in BASES) == (kind.name == "base_model"):
         return None
     if name not in BASES:
