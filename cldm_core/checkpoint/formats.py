@@ -160,7 +160,7 @@ def _behind(prefix: str, tensors: StateDict) -> dict[str, Tensor]:
 
 
 def recognise(keys: Collection[str]) -> Format | None:
-    """The kind of file that has these keys, as `control_part` gives them; None for an unknown one."""
+    """The kind of file with these keys, as `control_part` gives them; None for an unknown one."""
     searched = Keys(keys)
     return next((kind for kind in FORMATS if kind.matches(searched)), None)
 
