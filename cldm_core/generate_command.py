@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .commands import (
-    bound,
+    bind_to_pipeline,
     check_device,
     check_used,
     device_of,
@@ -41,6 +41,8 @@ def generate(arguments: argparse.Namespace) -> None:
     if arguments.copies < 1:
         raise CldmError(f"copies is {arguments.copies}, expected a whole number from 1.")
     check_used(arguments)
+    if arguments.out.resolve() == arguments.data.resolve():
+        raise CldmError(f"{arguments.out} is the folder of the hints: write to another one.")
     device = device_of(arguments)
     check_device(device)
     source = open_source(arguments.data)
@@ -54,7 +56,8 @@ def generate(arguments: argparse.Namespace) -> None:
                 pair = source[number // arguments.copies]
                 hint = _hint_of(pair, arguments.annotator, settings)
                 steered = typed(to_hint(hint).to(device), net, arguments)
-                control = bound(Control(net, steered, strength=arguments.strength), pipeline)
+                control = Control(net, steered, strength=arguments.strength)
+                control = bind_to_pipeline(control, pipeline)
                 prompt = pair.prompt if arguments.prompt is None else arguments.prompt
                 (picture,) = pipeline(
                     prompt,

@@ -19,7 +19,7 @@ from .checkpoint.dtypes import without_scales
 from .checkpoint.fit import require_fit, shapes
 from .checkpoint.load import stored_unet, unet_part
 from .checkpoint.read import read_header
-from .config import Prediction, own_size
+from .config import Prediction, UNetConfig, own_size
 from .encoders import ScaledAutoencoder, TextEncoder, TextModel, in_words
 from .errors import CheckpointMismatch, CldmError, UnsupportedCheckpoint
 from .pipeline import Pipeline
@@ -61,13 +61,14 @@ def load_pipeline(
     Face hub or its cache. `prediction` is "v" for SD 2.1 at 768 pixels, which few files tell; None
     takes what the file says (predictions.py), "eps" where it says nothing. dtype: of the UNet, None
     the stored one; VAE and text encoders run in fp32. Raises UnsupportedCheckpoint where a part is
-    missing or the noise schedule another, CheckpointMismatch where a part is damaged and CldmError
-    where there is no tokenizer.
+    missing, the noise schedule another or the UNet an inpainting model's, CheckpointMismatch where
+    a part is damaged and CldmError where there is no tokenizer.
     """
     checkpoint = read(path)
     with _named("UNet", checkpoint.name):
         stated = file_prediction(checkpoint)
         unet = load_unet(checkpoint, prediction=prediction or stated, device=device, dtype=dtype)
+        _require_plain(unet.config)
     sdxl = unet.config.adm_in_channels is not None
     with _named("autoencoder", checkpoint.name):
         vae = load_vae(checkpoint.tensors, SDXL_SCALE_FACTOR if sdxl else SCALE_FACTOR).to(device)
@@ -79,6 +80,16 @@ def load_pipeline(
     # the end token.
     models = [TextModel(shared, one.to(device), one.config.pad_token_id) for one in encoders]
     return Pipeline(unet, ScaledAutoencoder(vae), TextEncoder(models), unet.config.prediction)
+
+
+def _require_plain(config: UNetConfig) -> None:
+    """Raises UnsupportedCheckpoint for a UNet that reads more than noisy latents."""
+    if config.in_channels != config.out_channels:
+        raise UnsupportedCheckpoint(
+            f"It reads latents of {config.in_channels} channels, as inpainting and editing models "
+            f"do, and only the {config.out_channels} noisy ones are sampled here: take the plain "
+            f"model of the same family."
+        )
 
 
 def size_of(path: str | Path, prediction: Prediction | None = None) -> int:
@@ -193,6 +204,9 @@ def _text_encoder(tensors: StateDict, prefix: str, build: Build) -> Any:
 
 
 def _clip(state: StateDict, prefix: str) -> tuple[Any, StateDict]:
+    if not any(key.startswith(f"{prefix}text_model.") for key in state):
+        # Merged models of 2022 leave the name of the first part out.
+        state = {f"{prefix}text_model.{key.removeprefix(prefix)}": state[key] for key in state}
     state = {key.removeprefix(prefix): value for key, value in state.items()}
     layers = count_of(state, "text_model.encoder.layers.{}.mlp.fc1.weight")
     vocabulary, width = shape_of(state, "text_model.embeddings.token_embedding.weight", 2)

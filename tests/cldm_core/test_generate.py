@@ -102,3 +102,10 @@ def test_bad_settings_are_sentences(run, more: list[str], told: str, capsys) -> 
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_the_hints_stay_as_they_are(tmp_path: Path, capsys) -> None:
+    before = stored(hints(tmp_path))
+    assert main(["generate", str(tmp_path), str(tmp_path / "new" / "..")]) == 2
+    assert "is the folder of the hints: write to another one" in capsys.readouterr().err
+    assert stored(tmp_path) == before

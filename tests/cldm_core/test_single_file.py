@@ -90,6 +90,15 @@ def test_the_text_encoder_is_the_same(kind: str) -> None:
     assert torch.equal(load_text_encoder(state)(ids).last_hidden_state, expected)
 
 
+def test_a_text_encoder_of_an_old_merge_is_the_same() -> None:
+    state = clip_state()
+    old = {key.replace("text_model.", ""): value for key, value in state.items()}
+    assert old.keys().isdisjoint(state)
+    ids = torch.arange(10)[None]
+    expected, found = (load_text_encoder(each)(ids).last_hidden_state for each in (state, old))
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("kind", ["clip", "open_clip"])
 def test_a_checkpoint_samples_a_picture(tmp_path: Path, kind: str) -> None:
     clip = new_clip(2, "quick_gelu")
@@ -117,6 +126,13 @@ def test_open_clip_pads_with_zeros() -> None:
     assert row[0] == start
     assert row.count(end) == 1
     assert set(row[row.index(end) + 1 :]) == {0}
+
+
+def test_an_inpainting_model_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(ControlledUNet(replace(TINY, in_channels=9)).state_dict(), path)
+    with pytest.raises(UnsupportedCheckpoint, match="It reads latents of 9 channels, as inpaint"):
+        load_pipeline(path, tokenizer=str(tiny.WEIGHTS))
 
 
 def test_missing_parts_are_named() -> None:
