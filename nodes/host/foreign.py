@@ -63,6 +63,16 @@ class HostForeign(Steered):
     def cond_hint(self, hint: Any) -> None:
         self.inner.cond_hint = hint
 
+    # Nets have ways of their own with it: some soften it.
+    @property
+    def strength(self) -> Any:
+        """The strength, put on by the control inside."""
+        return self.inner.strength
+
+    @strength.setter
+    def strength(self, strength: Any) -> None:
+        self.inner.strength = strength
+
     @property
     def title(self) -> str:
         return f"a net of ComfyUI's own loader: {type(self.inner).__name__}"
@@ -81,9 +91,9 @@ class HostForeign(Steered):
         return picture, [kept]
 
     def set_cond_hint(self, hint: Any, strength: float, window: Any, **options: Any) -> HostForeign:
-        """Hint and window for the control inside; the strength is put on by this one."""
-        self.strength, self.timestep_percent_range = strength, window
-        self.inner.set_cond_hint(hint, 1.0, (0.0, 1.0), **options)
+        """Hint and strength for the control inside; the window is kept by this one."""
+        self.timestep_percent_range = window
+        self.inner.set_cond_hint(hint, strength, (0.0, 1.0), **options)
         return self
 
     def get_models(self) -> list[Any]:
@@ -161,7 +171,8 @@ class HostForeign(Steered):
     def _own(self, call: Call, place: Place, now: Moment) -> HostResiduals | None:
         found = self._found(call, place, now)
         self.weights = self._weights_of(found)
-        return self._shaped(found, call, place, now, self.weights, None)
+        given = float(self.strength)
+        return self._shaped(found, call, place, now, self.weights, None, given=given)
 
     def _weights_of(self, found: Residuals) -> tuple[float, ...] | None:
         """The user's weights for as many residuals as the net gave."""

@@ -155,15 +155,13 @@ class HostLLLite(HostControl):
         # The dictionaries may be the model's own, so what is added goes into copies. A pack that
         # works in tiles asks again with the same options.
         options = call.options
-        own = {
-            name: [item for item in items if getattr(item, "control", None) is not self]
-            for name, items in options.get("patches", {}).items()
-        }
-        for patch in patches:
-            view = by_attention(patch)
-            for attention in ("attn1", "attn2"):
-                own.setdefault(f"{attention}_patch", []).append(_HostPatch(self, view, attention))
-        options["patches"] = own
+        found = dict(options.get("patches", {}))
+        views = [by_attention(patch) for patch in patches]
+        for attention in ("attn1", "attn2"):
+            own = [_HostPatch(self, view, attention) for view in views]
+            name = f"{attention}_patch"
+            found[name] = _with_own(found.get(name, []), own, self)
+        options["patches"] = found
         if self.record is not None:
             self.record.note(**self._label(now), strength=place.strength, residuals=Residuals())
         return None
@@ -183,6 +181,16 @@ class _HostPatch(NamedTuple):
         return tuple(
             own[role](x) if role in own else x for role, x in zip("qkv", (q, k, v), strict=True)
         )
+
+
+def _with_own(items: list[Any], own: list[_HostPatch], control: HostLLLite) -> list[Any]:
+    """The patches of an attention with new ones of a control, behind those of other LLLites.
+
+    Those of other packs may merge tokens or bring more, so they come last.
+    """
+    lllites = [item for item in items if isinstance(item, _HostPatch)]
+    others = [item for item in items if not isinstance(item, _HostPatch)]
+    return [*(item for item in lllites if item.control is not control), *own, *others]
 
 
 def kind_of_control(net: torch.nn.Module) -> type[HostControl]:

@@ -333,13 +333,17 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
         now: Moment,
         weights: Sequence[float] | None,
         sizes: Sequence[Size] | None,
+        *,
+        given: float = 1.0,
     ) -> HostResiduals:
         """Residuals with strength, weights, factors and mask, in the whole batch.
 
-        sizes: of the blocks, for residuals averaged over the picture.
+        sizes: of the blocks, for residuals averaged over the picture; given: the strength that is
+        in them already.
         """
         strength = place.strength
-        found = weigh(found, strength if weights is None else [strength * w for w in weights])
+        scale = strength / given
+        found = weigh(found, scale if weights is None else [scale * w for w in weights])
         if any(factor != 1 for factor in place.factors):
             found = weigh_rows(found, torch.tensor(place.factors))
         mask = self.settings.mask_for(place.batch, place.rows)

@@ -39,7 +39,7 @@ def test_easycache_goes_with_every_chain(applied, how: str) -> None:
         assert answer["net"] < 16
 
 
-# --- Deep Shrink ---
+# --- Deep Shrink, merged tokens ---
 
 
 @pytest.mark.parametrize("kind", ["demo", "sd", "t2i", "t2i xl"])
@@ -51,6 +51,14 @@ def test_deep_shrink_keeps_the_control(applied, kind: str) -> None:
         assert found["effect"] > 0.1, block
         assert found.get("door", 0) == 0, block
         assert found["finite"], block
+
+
+def test_a_lllite_reads_tokens_before_others_merge_them(applied) -> None:
+    answer = applied("others", "merged_tokens")
+    assert answer["finite"]
+    assert answer["effect"] > 0.01
+    assert answer["door"] == 0
+    assert answer["chain"] <= ROUNDING
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -129,6 +137,13 @@ def test_a_host_whose_attentions_have_other_names_samples(applied) -> None:
 
 
 # --- a net for transformers ---
+
+
+def test_nets_that_soften_their_strength_do_so_by_our_node_too(applied) -> None:
+    answer = applied("tokens", "softened")
+    whole = [0.5 * number for number in range(1, 7)]
+    assert answer["host"] == answer["ours"] == answer["reuse"] == whole
+    assert answer["schedule"] == [half / 2 for half in whole]
 
 
 def test_blocks_of_transformers_are_counted_from_their_start(applied) -> None:

@@ -125,18 +125,13 @@ def foreign(stage: Stage) -> Any:
     """Nets of the host's loader in windows of both kinds, which know none."""
     world, other = stage.world, Stage(stage.world, "sd", (8, 8))
     adapter = world.save("frames t2i", adapter_state(world, channels=(64, 128, 256, 256)))
-    found: dict[str, Any] = {}
-    for windows, model_of in (
-        ("the host's", lambda stage: windowed(stage, 2, 0)),
-        ("AnimateDiff's", animated),
-    ):
-        for name, here, path in (("net", stage, stage.path), ("adapter", other, adapter)):
-            answer = by_windows(here, model_of(here), world.theirs(path))
-            found[f"{name} in {windows}"] = answer
-        before_it = stage.applied(strength=0.5)
-        answer = by_windows(stage, model_of(stage), world.theirs(stage.path), before_it)
-        found[f"chain in {windows}"] = answer
-    return {**found, **noted(stage)}
+    theirs, before_it = world.theirs(stage.path), stage.applied(strength=0.5)
+    return {
+        "the host's": by_windows(stage, windowed(stage, 2, 0), theirs),
+        "an adapter": by_windows(other, windowed(other, 2, 0), world.theirs(adapter)),
+        "AnimateDiff's": by_windows(stage, animated(stage), theirs, before_it),
+        **noted(stage),
+    }
 
 
 class Notes(comfy.controlnet.ControlBase):

@@ -108,6 +108,24 @@ def shrunk_lllite(world: World) -> Any:
     return found
 
 
+def merged_tokens(world: World) -> Any:
+    """A ControlNet-LLLite, alone and twice, with a patch that merges tokens."""
+    case = Case(world)
+    merging = case.model.clone()
+    merging.set_model_attn1_patch(lambda q, k, v, _: (q[:, ::2], k, v))
+    merging.set_model_attn1_output_patch(lambda x, _: x.repeat_interleave(2, dim=1))
+    twice = case.conditioned(0.5, 0.0, 1.0, prompts=case.conditioned())
+    found = case.sample(merging, case.conditioned())
+    door = world.patched(merging, case.control, case.hint)
+    both = world.patched(door, case.control, case.hint, 0.5, 0.0, 1.0)
+    return {
+        "finite": bool(found.isfinite().all()),
+        "effect": distance(found, case.sample(merging)),
+        "door": distance(case.sample(door), found),
+        "chain": distance(case.sample(both), case.sample(merging, twice)),
+    }
+
+
 def without_a_name(world: World) -> Any:
     """A host whose attentions have other names: nothing is recorded, and all else works."""
     stage, attention = Stage(world, size=(8, 8)), comfy.ldm.modules.attention
@@ -383,6 +401,7 @@ def cases(args: dict[str, Any]) -> dict[str, Callable[[World], Any]]:
         caches,
         several_caches,
         shrunk_lllite,
+        merged_tokens,
         without_a_name,
         shrink_chains,
         chains,

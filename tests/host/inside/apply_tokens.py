@@ -83,10 +83,26 @@ def transformer(stage: Stage) -> Iterator[Transformer]:
         yield model
 
 
-def first_call(stage: Stage, **inputs: Any) -> list[Tensor | None]:
+class Softened(TokenControl):
+    """As the host's nets for Qwen Fun, which soften their strength."""
+
+    def copy(self) -> Softened:
+        other = Softened(self.calls)
+        self.copy_to(other)
+        return other
+
+    def get_control(self, *args: Any) -> Any:
+        given, self.strength = self.strength, self.strength**0.5
+        try:
+            return super().get_control(*args)
+        finally:
+            self.strength = given
+
+
+def first_call(stage: Stage, control: Any = None, **inputs: Any) -> list[Tensor | None]:
     """What the blocks of a call get."""
     with transformer(stage) as model:
-        stage.sample(stage.applied(TokenControl(), **inputs), steps=1)
+        stage.sample(stage.applied(control or TokenControl(), **inputs), steps=1)
     return model.seen[0]
 
 
@@ -111,6 +127,20 @@ def weights(stage: Stage) -> Any:
     with transformer(stage):
         stage.sample(stage.applied(TokenControl(calls), options=nothing), steps=STEPS)
     return {**found, "calls without weight": len(calls)}
+
+
+def softened(stage: Stage) -> Any:
+    """A net with a strength of its own kind: by the host's node, by ours, with a schedule."""
+    by_host = stage.world.with_theirs(Softened(), stage.hint, 0.25, 0.0, 1.0)
+    with transformer(stage) as model:
+        stage.sample(by_host, steps=1)
+    reuse = stage.options.ControlSpeed.execute(2).args[0]
+    return {
+        "host": strengths(model.seen[0]),
+        "ours": strengths(first_call(stage, Softened(), strength=0.25)),
+        "schedule": strengths(first_call(stage, Softened(), strength=0.25, schedule="0.5")),
+        "reuse": strengths(first_call(stage, Softened(), strength=0.25, options=reuse)),
+    }
 
 
 def mask(stage: Stage) -> Any:
@@ -164,4 +194,4 @@ def caches(stage: Stage) -> Any:
 
 
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    return on_stage(weights, mask, reuse, caches)
+    return on_stage(weights, softened, mask, reuse, caches)
