@@ -70,7 +70,7 @@ def sample(arguments: argparse.Namespace) -> None:
     check_device(device_of(arguments))
     controls = _controls(arguments, settings)
     pipeline = open_pipeline(arguments)
-    controls = [bound(control, pipeline) for control in controls]
+    controls = [bind_to_pipeline(control, pipeline) for control in controls]
     with progress_bar("sampling") as progress:
         pictures = pipeline(
             arguments.prompt,
@@ -274,7 +274,7 @@ def typed(hint: Tensor, net: ControlModule, arguments: argparse.Namespace) -> Hi
     return hint
 
 
-def bound(control: Control, pipeline: Pipeline) -> Control:
+def bind_to_pipeline(control: Control, pipeline: Pipeline) -> Control:
     """The control with its net on the pipeline's UNet, if it builds upon a base model's weights."""
     if not isinstance(control.net, BoundControlNet):
         return control

@@ -79,7 +79,7 @@ def convert(
     hint: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> CheckpointInfo:
-    """Writes the control net that `source` holds to `target` as safetensors; what came of it.
+    """Writes the control net that `source` holds to `target` as safetensors; gives what that holds.
 
     layout: "cldm" for the original's keys, "diffusers" for theirs (ControlNets, unions and
     T2I-Adapters), None for those of the source; the way back gives the same tensors. dtype: None
