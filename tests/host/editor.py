@@ -120,4 +120,5 @@ class Editor:
         """Fit the whole graph into the window and save a PNG."""
         self.fit()
         time.sleep(1)  # widgets that are HTML, such as text boxes, follow a frame later
+        self.page.wait_for(QUIET)  # a busy machine tells of a job's end late
         return self.page.capture(file)

@@ -33,6 +33,7 @@ SIDE = 384  # pixels; a thumbnail is the hints and the pictures, side by side
 MOST, SMALL = 4, 256  # so many in one row; of more there are two rows, with sides this long
 OF_BATCH = 192  # where nodes show batches, each of them has a row
 QUALITY = 85
+NODES_2 = {"Comfy.VueNodes.Enabled": True}  # as new users see the editor, and larger
 WIDE = 1.7  # width to height from which on pictures are put one above the other
 NOTE = "MarkdownNote"  # the editor's own; the host doesn't know it
 INSPECTOR = "CLDM_ControlInspector"  # whose pictures are thumbnail enough
@@ -63,6 +64,7 @@ def main() -> None:
             prompt = read(WORKFLOWS / "api" / f"{PICTURE.stem}.json")
             write_settings_sheet(host.client, prompt, SETTINGS)
         if "picture" in told.only:
+            host.client.post("/settings", NODES_2)
             editor = stack.enter_context(Editor(host.url, folder))
             editor.load(read(WORKFLOWS / f"{PICTURE.stem}.json"), PICTURE.stem)
             editor.queue()
