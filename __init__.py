@@ -25,6 +25,6 @@ async def comfy_entrypoint() -> Extension:
                 f"This version of ComfyUI lacks what all nodes of ComfyUI-CLDM are made with "
                 f"({error}): update ComfyUI (0.3.64 or later)."
             ) from None
-        logging.getLogger("controlnet_cldm").exception("The nodes of ComfyUI-CLDM did not load.")
+        logging.getLogger("ComfyUI-CLDM").exception("The nodes of ComfyUI-CLDM did not load.")
         raise
     return Extension()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.v0_0_2 import ComfyExtension, io
 
 from .annotate import ANNOTATOR_NODES
 from .contract import CONTROL, EMBEDDED, TRAINING, complaint, lacking
 from .hints import HINT_NODES
+from .log import log
 from .pose import POSE_NODES
 
 Nodes = list[type[io.ComfyNode]]
@@ -65,7 +64,7 @@ def all_nodes() -> Nodes:
         if not missing:
             found += nodes()
         elif not told.issuperset(missing):
-            logging.getLogger("controlnet_cldm").error(complaint(missing, what))
+            log.error(complaint(missing, what))
         told.update(missing)
     return [*found, *HINT_NODES, *ANNOTATOR_NODES, *POSE_NODES]
 

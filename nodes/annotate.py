@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -18,6 +17,7 @@ from ..annotators import ANNOTATORS, Annotator, annotate, weights
 from ..annotators.settings import Choice, Flag, Param, Setting, Value, example, from_text
 from .contract import ANNOTATORS_HOST, CONTROL, lacking
 from .images import to_floats, to_image
+from .log import log
 from .texts import CATEGORY, shows_text, text_result
 
 ANNOTATE = f"{CATEGORY}/annotators"
@@ -31,7 +31,7 @@ def _managed() -> bool:
     """Joins the annotators to the host, once; False where this host lacks what that needs."""
     missing = lacking((*CONTROL, *ANNOTATORS_HOST))
     if missing:
-        logging.getLogger("controlnet_cldm").warning(
+        log.warning(
             "This version of ComfyUI lacks %s: annotators work, but without its progress bar and "
             "its memory manager.",
             ", ".join(missing),

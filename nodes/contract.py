@@ -42,7 +42,11 @@ EMBEDDED = (
     "comfy.latent_formats.LatentFormat",
     "comfy.model_detection.detect_unet_config",
     "comfy.model_management.dtype_size",
+    "comfy.model_management.get_torch_device",
+    "comfy.model_management.unet_dtype",
     "comfy.model_management.unet_inital_load_device",
+    "comfy.model_management.unet_manual_cast",
+    "comfy.model_management.unet_offload_device",
     "comfy.model_management.vae_offload_device",
     "comfy.sd.CLIP",
     "comfy.sd.VAE",
@@ -54,6 +58,7 @@ EMBEDDED = (
     "comfy.supported_models_base.ClipTarget",
     "comfy.taesd.taesd.TAESD",
     "comfy.utils.calculate_parameters",
+    "comfy.utils.weight_dtype",
 )
 """For the embedded demo model."""
 TRAINING = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.v0_0_2 import io
 
-from .embedded import example_picture, load_clip, load_model, load_vae
+from .host.embedded import example_picture, load_clip, load_model, load_vae
 from .texts import CATEGORY
 
 

@@ -1,7 +1,9 @@
 """The pack in a host that lacks what it needs before any node is there."""
 
 import asyncio
+import runpy
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -35,3 +37,9 @@ def test_without_the_interface_for_nodes_one_line_names_it(
     assert named in message
     assert "\n" not in message
     assert not caplog.records, "the host logs the error"
+
+
+def test_without_seconohe_the_nodes_have_a_plain_logger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seconohe", None)
+    log = runpy.run_path(str(Path(controlnet_pack.__file__).parent / "nodes" / "log.py"))["log"]
+    assert log.name == "ComfyUI-CLDM"

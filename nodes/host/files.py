@@ -14,7 +14,6 @@ import comfy.ops
 import comfy.utils
 import folder_paths
 import torch
-from seconohe.logger import initialize_logger
 from torch import Tensor
 
 from ...cldm_core import SD21, CldmError, ControlNetConfig, UnsupportedCheckpoint
@@ -26,10 +25,9 @@ from ...cldm_core.checkpoint.formats import Where, control_part, recognise
 from ...cldm_core.checkpoint.load import contents
 from ...cldm_core.checkpoint.write import is_named_pooled, stored_pooling
 from ...cldm_core.config import UNetConfig
+from ..log import log
 from .control import HostControl, Origin, patcher_for
 from .kinds import kind_of_control
-
-log = initialize_logger("ComfyUI-CLDM")
 
 SUPPORTED_TYPES = (torch.float16, torch.bfloat16, torch.float32)
 OLD_FOLDER = "unet"

@@ -41,17 +41,21 @@ class Complaints(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
+        # The pack's own hands nothing on to the root.
+        self.loggers = logging.getLogger(), logging.getLogger("ComfyUI-CLDM")
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
 
     def __enter__(self) -> "Complaints":
         logging.captureWarnings(True)
-        logging.getLogger().addHandler(self)
+        for logger in self.loggers:
+            logger.addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger().removeHandler(self)
+        for logger in self.loggers:
+            logger.removeHandler(self)
         logging.captureWarnings(False)
 
 

@@ -12,7 +12,8 @@ SCRIPT = Path(__file__).parent / "inside" / "contract.py"
 NODES = PACK / "nodes"
 OPTIONAL = {"comfy.model_management.archive_model_dtypes"}
 """Asked for where they are used: not all versions have them."""
-APPLY, TINY, CANNY = "CLDM_ApplyControlNet", "CLDM_LoadTinyModel", "CLDM_Canny"
+APPLY, TINY = "CLDM_ApplyControlNet", "CLDM_LoadTinyModel"
+CANNY, FIT_HINT, DETECT_POSE = "CLDM_Canny", "CLDM_FitHint", "CLDM_DetectPose"
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def loads(install: HostInstall, tmp_path_factory: pytest.TempPathFactory) -> dic
 @pytest.mark.parametrize(
     ("lacking", "names"),
     [
+        ("base", ["comfy.controlnet.ControlBase"]),
         ("wrapper", ["comfy.patcher_extension.WrappersMP.CALC_COND_BATCH"]),
         ("hook", ["comfy.hooks.TransformerOptionsHook"]),
         ("two", ["comfy.hooks.TransformerOptionsHook", "comfy.ops.pick_operations"]),
@@ -37,11 +39,11 @@ def test_what_the_host_lacks_is_named_in_one_line(loads, lacking: str, names: li
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("lacking", ["wrapper", "hook", "two", "method"])
+@pytest.mark.parametrize("lacking", ["base", "wrapper", "hook", "two", "method"])
 def test_without_them_all_nodes_but_those_around_control_nets_are_there(loads, lacking) -> None:
     found, whole = loads[lacking], set(loads["nothing"]["nodes"])
     assert found["loaded"]
-    assert CANNY in found["nodes"]
+    assert {CANNY, FIT_HINT, DETECT_POSE, TINY} <= set(found["nodes"])
     assert APPLY not in found["nodes"]
     assert set(found["nodes"]) < whole
 

@@ -261,7 +261,7 @@ def test_settings_the_wrong_way_round_are_refused(client: HostClient) -> None:
 
 IN_HOST = """
 import comfy.sample, torch
-files, load = pack("nodes.host.files"), pack("nodes.embedded")
+files, load = pack("nodes.host.files"), pack("nodes.host.embedded")
 apply = pack("nodes.apply")
 tiny = pack("cldm_core").tiny if hasattr(pack("cldm_core"), "tiny") else pack("cldm_core.tiny")
 torch.set_grad_enabled(False)

@@ -6,7 +6,7 @@ from typing import Any
 
 IN_HOST = """
 import comfy.sample, comfy.sd, torch
-files, embedded = pack("nodes.host.files"), pack("nodes.embedded")
+files, embedded = pack("nodes.host.files"), pack("nodes.host.embedded")
 apply = pack("nodes.apply")
 surgery, tiny = pack("nodes.surgery"), pack("cldm_core.tiny")
 torch.set_grad_enabled(False)

@@ -42,16 +42,20 @@ def loaded():
     lines = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: lines.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
+    loggers = (logging.getLogger(), logging.getLogger("ComfyUI-CLDM"))  # ours hands on nothing
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         done = asyncio.run(nodes.load_custom_node(FOLDER, set(), module_parent="custom_nodes"))
     finally:
-        logging.getLogger().removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
     found = sorted(name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("CLDM_"))
     return {"loaded": done, "lines": lines, "nodes": found}
 
 
 LACKING = {
+    "base": ("comfy.controlnet:ControlBase",),
     "wrapper": ("comfy.patcher_extension:WrappersMP.CALC_COND_BATCH",),
     "hook": ("comfy.hooks:TransformerOptionsHook",),
     "two": ("comfy.hooks:TransformerOptionsHook", "comfy.ops:pick_operations"),

@@ -27,7 +27,7 @@ from world import bytes_held, distance, sentence
 
 LATE = (".cldm_core.training", ".cldm_core.sheets", ".cldm_core.pipeline", ".nodes.host.training")
 EARLY = sorted(name for name in sys.modules if any(late in name for late in LATE))
-nodes, embedded = pack("nodes.train"), pack("nodes.embedded")  # noqa: F821
+nodes, embedded = pack("nodes.train"), pack("nodes.host.embedded")  # noqa: F821
 data, training = pack("nodes.dataset"), pack("nodes.host.training")  # noqa: F821
 base, circles = pack("nodes.host.training_base"), pack("cldm_core.training.circles")  # noqa: F821
 model, clip, vae = embedded.load_model(), embedded.load_clip(), embedded.load_vae()

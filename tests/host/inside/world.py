@@ -121,7 +121,7 @@ class World:
         self.core = pack("cldm_core")
         self.files = pack("nodes.host.files")
         self.apply = pack("nodes.apply")
-        self.demo = pack("nodes.embedded").load_model()
+        self.demo = pack("nodes.host.embedded").load_model()
         self.sd = base_model(SD)
         self.xl = base_model(XL)
         self.wide = base_model(WIDE)

@@ -18,12 +18,12 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..cldm_core import tiny
-from ..cldm_core.checkpoint import read
-from ..cldm_core.pictures import read_picture
-from ..cldm_core.tiny.text import CONFIG, LENGTH
-from .host.files import log
-from .images import to_image
+from ...cldm_core import tiny
+from ...cldm_core.checkpoint import read
+from ...cldm_core.pictures import read_picture
+from ...cldm_core.tiny.text import CONFIG, LENGTH
+from ..images import to_image
+from ..log import log
 
 # Bytes for each pixel and byte of the number type, generously: the host only splits batches by it.
 VAE_BYTES_PER_PIXEL = 300
