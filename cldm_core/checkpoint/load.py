@@ -168,7 +168,7 @@ def contents(checkpoint: Checkpoint) -> tuple[Format, StateDict]:
     state = control_part(checkpoint.tensors)
     kind = recognise(state)
     if kind is None:
-        raise UnsupportedCheckpoint(_unknown(checkpoint.name, state))
+        raise UnsupportedCheckpoint(unknown_file(checkpoint.name, state))
     if kind.where is not Where.HERE:
         raise UnsupportedCheckpoint(kind.refusal(checkpoint.name))
     return kind, state
@@ -192,7 +192,7 @@ def unet_part(checkpoint: Checkpoint) -> StateDict:
     if kind is not None and kind.name == "base_model" and state is not tensors:
         return unet_part(Checkpoint(state, checkpoint.metadata, checkpoint.name))
     found = (
-        _unknown(checkpoint.name, state)
+        unknown_file(checkpoint.name, state)
         if kind is None
         else f"It holds {kind.title}: load it as one."
     )
@@ -229,7 +229,7 @@ def _require_numbers(state: StateDict, device: torch.device | str, name: str) ->
         )
 
 
-def _unknown(name: str, state: StateDict) -> str:
+def unknown_file(name: str, state: StateDict) -> str:
     """The sentence for a file of no known kind."""
     kinds = nearest(state)
     likest = f"It is likest to {' or '.join(kind.title for kind in kinds)}. " if kinds else ""
