@@ -7,10 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .residuals import HostResiduals, merged
 
+COMPILED = "torch.compile"
+"""The host's name for the wrapper that puts a compiled UNet in the place of the UNet."""
 SKIPPERS = ("easycache",)
 """What in the transformer options says that the UNet may be left out at a step."""
 
@@ -18,6 +21,19 @@ SKIPPERS = ("easycache",)
 def may_be_skipped(options: dict[str, Any]) -> bool:
     """Whether another node may yet leave the UNet out at this step."""
     return any(name in options for name in SKIPPERS)
+
+
+def has_compiled_parts(unet: torch.nn.Module) -> bool:
+    """Whether a UNet, or a part of it, was given to torch.compile."""
+    return any(
+        hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None
+        for part in unet.modules()
+    )
+
+
+def will_be_compiled(options: dict[str, Any]) -> bool:
+    """Whether the host's own node has the UNet compiled, as the transformer options say."""
+    return COMPILED in options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
 
 
 class LazyResiduals(Mapping[str, list[Tensor | None]]):

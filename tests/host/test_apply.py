@@ -344,3 +344,9 @@ def test_nobody_reads_lent_residuals_after_the_next_call(applied) -> None:
 
 def test_lent_residuals_that_are_read_too_late_are_seen(applied) -> None:
     assert applied("lent", "steps_apart") == {"finite": False}
+
+
+def test_compiled_unets_get_no_residuals_of_another_stream(applied) -> None:
+    answer = applied("lent", "streams")
+    assert "a stream of its own" in answer["plain"]
+    assert answer["host's node"] == answer["part"] == ""

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from apply_stage import Stage, control_of, on_stage, replaced
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
-from world import World
+from world import World, sentence
 
 
 class Lender:
@@ -102,5 +103,34 @@ def steps_apart(stage: Stage) -> Any:
         return {"finite": bool(stage.sample(prompts).isfinite().all())}
 
 
+def streams(stage: Stage) -> Any:
+    """With which UNets a net is played on a stream of its own."""
+    control = stage.world.pack("nodes.host.control")
+
+    class Warm(Lender):
+        def __init__(self, net: Any, *, lends: bool = False) -> None:
+            super().__init__(net, lends=lends)
+            self.warm = True
+
+    def no_stream(device: Any) -> Any:
+        raise RuntimeError("a stream of its own")
+
+    def played(model: Any = None) -> str:
+        with replaced(control, "RecordedNet", Warm), replaced(control, "side_stream", no_stream):
+            return sentence(lambda: stage.sample(stage.applied(), model))
+
+    wrapped, part = stage.model.clone(), stage.unet.middle_block
+    wrapped.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL,
+        "torch.compile",
+        lambda executor, *args, **more: executor(*args, **more),
+    )
+    Warm.made = []
+    found = {"plain": played(), "host's node": played(wrapped)}
+    with replaced(part, "_compiled_call_impl", part._call_impl):
+        found["part"] = played()
+    return found
+
+
 def cases(_: Any) -> dict[str, Callable[[World], Any]]:
-    return on_stage(latents, steps_apart, size=(8, 8))
+    return on_stage(latents, steps_apart, streams, size=(8, 8))
