@@ -13,8 +13,7 @@ from controlnet_pack.annotators.keypoints import Frame, Keypoint, from_json, to_
 from controlnet_pack.annotators.pose import poses_in
 from controlnet_pack.annotators.skeleton import draw
 
-from .pose_scenes import animal_output, picture, simcc_output
-from .test_dwpose import Session
+from .pose_scenes import Session, animal_output, picture, simcc_output
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "poses.json").read_text())["animals"]
 ANIMAL = tuple(Keypoint(5.0 + 4 * number, 9.0 + number**2 / 5) for number in range(17))

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from io import StringIO
 from pathlib import Path
 
 import cv2
@@ -12,6 +11,9 @@ import pytest
 
 from controlnet_pack.annotators import ANNOTATORS, Annotator, annotate, canny, inpaint, mask
 from controlnet_pack.annotators.__main__ import main
+
+from .cli_cases import refused, terminal
+from .pictures import read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,19 +28,6 @@ def png(tmp_path, rgba) -> Path:
     path = tmp_path / "in.png"
     cv2.imwrite(str(path), cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA))
     return path
-
-
-def read(path: Path) -> np.ndarray:
-    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-
-
-def refused(capfd, *arguments: object) -> str:
-    """The one sentence on stderr of a command that fails."""
-    assert main([str(argument) for argument in arguments]) == 2
-    said = capfd.readouterr()
-    assert not said.out
-    assert said.err.count("\n") == 1
-    return said.err
 
 
 def test_as_a_user_runs_it(png, rgba, tmp_path):
@@ -383,18 +372,6 @@ def test_a_video_is_not_replaced_by_its_hints(capfd, tmp_path):
     said = refused(capfd, "invert", path, tmp_path / "." / "in.avi")
     assert said == f"invert: {path} is the video itself: name another place for the hint.\n"
     assert path.read_bytes() == before
-
-
-class Terminal(StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def terminal(monkeypatch) -> Terminal:
-    """What a user sees on stderr from now on."""
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    return screen
 
 
 def test_bar_of_a_folder(monkeypatch, png, tmp_path):

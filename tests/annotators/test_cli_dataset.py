@@ -8,8 +8,8 @@ import pytest
 from controlnet_pack.annotators.__main__ import main
 from controlnet_pack.annotators.datasets import annotate_dataset
 
-from .test_cli import refused, terminal
-from .test_dataset import write
+from .cli_cases import refused, terminal
+from .pictures import write
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 

@@ -11,9 +11,9 @@ from controlnet_pack.annotators import ANNOTATORS, Annotator, annotate, files
 from controlnet_pack.annotators.__main__ import MOST_TOLD, main
 from controlnet_pack.annotators.errors import Unavailable
 
+from .cli_cases import refused
+from .pictures import read, write
 from .seeded import SEEDED
-from .test_cli import read, refused
-from .test_dataset import write
 
 PICTURES = 3
 

@@ -1,10 +1,7 @@
 """Data sets to shards: what goes in, what comes out, and what a second call does."""
 
-import re
 import sys
-import tarfile
 from io import BytesIO
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,57 +11,11 @@ from controlnet_pack.annotators import ANNOTATORS, Annotator, AnnotatorError, an
 from controlnet_pack.annotators.datasets import annotate_dataset, shards
 from controlnet_pack.annotators.errors import Unavailable
 
+from .pictures import read, write
+from .shard_cases import archive, folder, members, out, pixels, refused
+
 wds = pytest.importorskip("webdataset", reason="needs webdataset")
-
-
-def write(path: Path, seed: int, height: int = 24, width: int = 31, channels: int = 3) -> Path:
-    """A picture of noise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-    cv2.imwrite(str(path), pixels)
-    return path
-
-
-def read(path: Path) -> np.ndarray:
-    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-
-
-def members(shard: Path) -> dict[str, bytes]:
-    """The files of an archive, in their order."""
-    with tarfile.open(shard) as tar:
-        return {one.name: tar.extractfile(one).read() for one in tar}
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(png, np.uint8), 1), cv2.COLOR_BGR2RGB)
-
-
-def archive(path: Path, **files: bytes) -> Path:
-    """A shard of files "KEY/ENDING"; in their order."""
-    with tarfile.open(path, "w") as tar:
-        for name, data in files.items():
-            one = tarfile.TarInfo(name)
-            one.size = len(data)
-            tar.addfile(one, BytesIO(data))
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Five pictures in three formats, with captions of two kinds and facts."""
-    folder = tmp_path / "pictures"
-    for seed, name in enumerate(["a/1.png", "a/2.jpg", "a/b/3.webp", "4.JPEG", "5.png"]):
-        write(folder / name, seed)
-    (folder / "a" / "1.txt").write_text("eins", encoding="utf-8")
-    (folder / "a" / "2.caption").write_text("zwei", encoding="utf-8")
-    (folder / "a" / "2.json").write_text('{"score": 5}', encoding="utf-8")
-    (folder / "notes.txt").write_text("no picture")
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path) -> Path:
-    return tmp_path / "shards"
+__all__ = ["folder", "out"]  # fixtures
 
 
 def test_folder(folder, out):
@@ -85,6 +36,11 @@ def test_folder(folder, out):
     assert second["a/b/3.webp"] == (folder / "a" / "b" / "3.webp").read_bytes()
     assert (first["a/1.txt"], second["a/2.txt"]) == (b"eins", b"zwei")
     assert second["a/2.json"] == b'{"score": 5}'
+
+
+def test_paths_may_be_texts(folder, out):
+    assert annotate_dataset("invert", str(folder), str(out)).made == 1
+    assert annotate_dataset("invert", folder, out).made == 0
 
 
 def test_hints_are_those_of_each_picture(tmp_path, out):
@@ -284,11 +240,6 @@ def test_progress(folder, out):
     assert told[0] == (0, 5)
     assert told[-1] == (5, 5)
     assert told == sorted(told)
-
-
-def refused(sentence: str, *arguments, **options) -> None:
-    with pytest.raises(AnnotatorError, match=re.escape(sentence)):
-        annotate_dataset(*arguments, **options)
 
 
 def test_other_shards_are_not_mixed_in(folder, out):

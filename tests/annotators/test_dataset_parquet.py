@@ -11,7 +11,8 @@ from controlnet_pack.annotators import canny
 from controlnet_pack.annotators.__main__ import main
 from controlnet_pack.annotators.datasets import annotate_dataset, shards_of
 
-from .test_dataset import archive, folder, members, out, pixels, refused, write
+from .pictures import write
+from .shard_cases import archive, folder, members, out, pixels, refused
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 arrow = pytest.importorskip("pyarrow", reason="needs pyarrow")

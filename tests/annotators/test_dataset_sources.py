@@ -11,7 +11,8 @@ from controlnet_pack.annotators import AnnotatorError, canny
 from controlnet_pack.annotators.datasets import annotate_dataset, sources
 from controlnet_pack.cldm_core.training.shards import ShardPairs
 
-from .test_dataset import archive, folder, members, out, pixels, refused, write
+from .pictures import write
+from .shard_cases import archive, folder, members, out, pixels, refused
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 __all__ = ["folder", "out"]  # fixtures

@@ -9,7 +9,8 @@ import pytest
 from controlnet_pack.annotators import AnnotatorError
 from controlnet_pack.annotators.datasets import annotate_dataset, shards_of, sources
 
-from .test_dataset import folder, members, out, refused, write
+from .pictures import write
+from .shard_cases import folder, members, out, refused
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 __all__ = ["folder", "out"]  # fixtures

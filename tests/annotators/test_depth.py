@@ -15,13 +15,10 @@ from controlnet_pack.annotators.nets import depth_anything as nets
 
 from ..cldm_core.seeded import sample, seeded_array, seeded_tensor, stats
 from . import tiny_nets
+from .pictures import picture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "depths.json").read_text())
 DEPTH = seeded_array((64, 128), "depth", 3) + np.float32(2)
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def digest(hint: np.ndarray) -> str:

@@ -20,7 +20,7 @@ from filelock import FileLock
 from controlnet_pack.annotators import Weights, downloads, progress, weights
 from controlnet_pack.annotators.errors import Unavailable
 
-from .test_weights import BYTES, NET, put
+from .weights_cases import BYTES, NET, put
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,24 +15,9 @@ from controlnet_pack.annotators.pose_simcc import crops, seen_in
 from controlnet_pack.annotators.pose_yolox import boxes_of, letterboxed
 
 from . import tiny_onnx
-from .pose_scenes import picture, simcc_output, yolox_output
+from .pose_scenes import Session, picture, simcc_output, yolox_output
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "poses.json").read_text())["dwpose"]
-
-
-class Session:
-    """What onnxruntime gives; keeps its inputs."""
-
-    def __init__(self, give, seen):
-        self.give, self.seen = give, seen
-
-    def get_inputs(self):
-        return [type("Input", (), {"name": "pixels", "shape": ["batch"]})]
-
-    def run(self, names, feed):
-        assert names is None
-        self.seen.append(feed["pixels"])
-        return self.give(feed["pixels"])
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from controlnet_pack.annotators import AnnotatorError, annotate
-from controlnet_pack.annotators.files import decoded, encoded, meant_for
+from controlnet_pack.annotators.files import (
+    decoded,
+    encoded,
+    meant_for,
+    read_picture,
+    write_hint,
+)
 
 ORIENTATIONS = range(1, 9)
 
@@ -144,3 +150,9 @@ def test_a_strip_that_is_too_long_to_shuffle_is_a_sentence():
 )
 def test_names_of_unfinished_files(name, meant):
     assert meant_for(name) == meant
+
+
+def test_paths_may_be_texts(tmp_path):
+    hint = np.full((3, 4, 3), 7, np.uint8)
+    write_hint(str(tmp_path / "hint.png"), hint)
+    assert np.array_equal(read_picture(str(tmp_path / "hint.png")), hint)

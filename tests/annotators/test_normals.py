@@ -14,12 +14,9 @@ from controlnet_pack.annotators.nets.efficientnet import SameConv
 
 from ..cldm_core.seeded import sample, seeded_tensor, stats
 from . import tiny_nets
+from .pictures import picture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "depths.json").read_text())["networks"]
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_network_gives_the_references_numbers():

@@ -16,13 +16,10 @@ from controlnet_pack.annotators.palettes import ade20k, coco
 
 from ..cldm_core.seeded import seeded_tensor
 from . import tiny_nets
+from .pictures import picture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "segments.json").read_text())["oneformer"]
 CLASSES = {"ade20k": 150, "ade20k-tiny": 150, "coco": 133}
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_colours_are_the_references():

@@ -12,7 +12,7 @@ from controlnet_pack.annotators.datasets import annotate_dataset
 from controlnet_pack.annotators.datasets.shards import Maker
 from controlnet_pack.annotators.scale import gpus_each
 
-from .test_dataset import write
+from .pictures import write
 
 pytest.importorskip("webdataset", reason="needs webdataset")
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")

@@ -14,12 +14,9 @@ from controlnet_pack.annotators.nets import upernet as nets
 from controlnet_pack.annotators.palettes import ade20k
 
 from . import tiny_nets
+from .pictures import picture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "depths.json").read_text())["hints"]
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_colours_are_the_references():

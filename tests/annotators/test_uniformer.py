@@ -15,14 +15,11 @@ from controlnet_pack.annotators.palettes import ade20k
 
 from ..cldm_core.seeded import sample, seeded_tensor, shapes_of, stats
 from . import tiny_nets
+from .pictures import picture
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "segments.json").read_text())["uniformer"]
 PUBLIC = nets.Sizes((3, 4, 8, 3), (64, 128, 320, 512), 512, 150)
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def squares(side: int = 512) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Files of weights: found where users have them, fetched whole, refused where they are others."""
 
-import hashlib
 import os
 import re
 from contextlib import contextmanager
@@ -12,23 +11,7 @@ import pytest
 from controlnet_pack.annotators import AnnotatorError, Weights, downloads, progress, weights
 from controlnet_pack.annotators.errors import Unavailable
 
-BYTES = bytes(range(256)) * 4096  # 1 MiB
-NET = Weights(
-    repository="someone/nets",
-    file="edges/net.pth",
-    revision="main",
-    bytes=len(BYTES),
-    sha256=hashlib.sha256(BYTES).hexdigest(),
-    licence="MIT",
-    commercial=True,
-    local_names=("old_net.pth",),
-)
-
-
-def put(path: Path, content: bytes = BYTES) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
+from .weights_cases import BYTES, NET, put
 
 
 @pytest.mark.parametrize(

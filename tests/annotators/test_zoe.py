@@ -16,12 +16,9 @@ from controlnet_pack.annotators.nets import zoe as nets
 
 from ..cldm_core.seeded import sample, stats
 from . import tiny_nets
+from .pictures import picture
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "depths.json").read_text())["networks"]
-
-
-def picture(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 class Ramp(nn.Module):
