@@ -20,7 +20,7 @@ from ...cldm_core.masks import residual_sizes
 from .checks import check_model, unet_config_of
 from .clock import Moment
 from .hints import Encoded, Hints, cycled, distinct_areas, fitted, hint_numbers
-from .lazy import StreamedResiduals
+from .lazy import StreamedResiduals, has_compiled_parts, will_be_compiled
 from .residuals import HostResiduals, spread
 from .rows import Area
 from .sizes import follow_blocks
@@ -61,6 +61,7 @@ class HostControl(Steered):
         self.model_config: Any = None
         self.encoded = Encoded()
         self.recorded: RecordedNet | None = None
+        self.streams = False
 
     @property
     def net(self) -> Any:
@@ -109,6 +110,8 @@ class HostControl(Steered):
         self.model_sampling = model.model_sampling
         self.model_config = unet_config_of(model)
         self.weights = self.settings.weights(self.net)
+        # What a compiler makes of code may lose that it waits for another stream.
+        self.streams = not has_compiled_parts(model.diffusion_model)
         if self.settings.record_calls and _can_be_recorded(self.net):
             # Nobody reads a call's residuals once the next one begins, but these two.
             kept = self.settings.reuse > 1 or self.record is not None
@@ -136,7 +139,9 @@ class HostControl(Steered):
         begins, so that neither writes to memory that the other still reads.
         """
         device = call.x.device
-        if self.recorded is None or not self.recorded.warm or not self.may_wait:
+        recorded = self.recorded is not None and self.recorded.warm
+        streams = self.streams and not will_be_compiled(call.options)
+        if not recorded or not streams or not self.may_wait:
             return self._control(call)
         side, current = side_stream(device), torch.cuda.current_stream(device)
         if current == side:  # for a control behind this one in the chain
