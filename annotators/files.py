@@ -30,9 +30,9 @@ PART = ".part"
 UNFINISHED = re.compile(rf"(?P<stem>.+)\.\d+{re.escape(PART)}(?P<ending>\.[^.]+)")
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: Path | str) -> Picture:
     """See decoded."""
-    return decoded(path.read_bytes(), path)
+    return decoded(Path(path).read_bytes(), path)
 
 
 def decoded(data: bytes, name: object) -> Picture:
@@ -100,8 +100,9 @@ def _check_place(path: Path) -> None:
         raise AnnotatorError(f"{path.parent} is not a folder; create it first.")
 
 
-def write_hint(path: Path, hint: Picture) -> None:
+def write_hint(path: Path | str, hint: Picture) -> None:
     """The hint (H, W, 3) in the format of the file's ending; .npy keeps floats as they are."""
+    path = Path(path)
     check_target(path)
     with whole(path) as part:
         part.write_bytes(encoded(path.suffix, hint))

@@ -31,7 +31,12 @@ MOST_PIXELS = 16384 * 16384
 
 def as_uint8(image: Picture) -> RGB8:
     """(..., H, W, 3 or 4) uint8 from any allowed picture; refuses the others with a sentence."""
-    pixels = np.asarray(image)
+    try:
+        pixels = np.asarray(image)
+    except ValueError:  # of a list
+        raise AnnotatorError(
+            "The pictures of a batch have to be of one size: give them one by one, or resize them."
+        ) from None
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim not in (3, 4) or pixels.shape[-1] not in (1, 3, 4):

@@ -37,8 +37,8 @@ class Result:
 
 def annotate_dataset(
     name: str,
-    source: Path,
-    target: Path,
+    source: Path | str,
+    target: Path | str,
     *,
     shard_size: int | None = None,
     workers: int = 0,
@@ -61,9 +61,9 @@ def annotate_dataset(
         raise AnnotatorError(f"There is no annotator {name!r}{meant(name, ANNOTATORS)}")
     annotator = ANNOTATORS[name]
     maker = Maker(annotator, complete(name, annotator.settings, params), mask, device)
-    jobs = jobs_of(source.resolve(), shard_size)
-    target = target.resolve()
-    if target == source.resolve():
+    source, target = Path(source).resolve(), Path(target).resolve()
+    jobs = jobs_of(source, shard_size)
+    if target == source:
         raise AnnotatorError(f"{target} has the pictures themselves: name another folder.")
     record = _record(maker, jobs)
     _compare(target, record)

@@ -20,6 +20,7 @@ from controlnet_pack.annotators import (
 from controlnet_pack.annotators.pictures import working_size
 
 from .conftest import giving
+from .pictures import picture
 from .seeded import SEEDED
 
 
@@ -46,11 +47,6 @@ def annotator(request, tmp_path_factory):
         if found.weights:
             SEEDED[found.name](give, patch)
         yield annotated
-
-
-def picture(*shape: int) -> np.ndarray:
-    """Noise: every annotator finds something in it."""
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def assert_refused(sentence: str, image=None, name="canny", **params) -> None:
@@ -275,6 +271,14 @@ def test_shape_of_no_picture(shape):
         f"The picture has the shape {shape}, but it has to be (height, width, channels) "
         "or (pictures, height, width, channels), with 1, 3 or 4 channels last.",
         np.zeros(shape, np.uint8),
+    )
+
+
+def test_a_list_is_a_batch_if_its_pictures_are_of_one_size():
+    assert annotate("invert", [picture(8, 9, 3)] * 2).shape == (2, 8, 9, 3)
+    assert_refused(
+        "The pictures of a batch have to be of one size: give them one by one, or resize them.",
+        [picture(8, 9, 3), picture(9, 8, 3)],
     )
 
 
