@@ -99,8 +99,8 @@ def detect(
 def _frame(image: RGB8, nets: Nets, *, hands: bool, face: bool) -> Frame:
     people = [Person(body=one) for one in _bodies(image, nets) if one]
     if hands:
-        for part, area, is_left in _hands(image, nets):
-            people = _with_hand(people, part, area, is_left)
+        for part, area, is_left in find_hands(image, nets):
+            people = with_hand(people, part, area, is_left)
     if face:
         for part, area in _faces(image, nets):
             owner = _nearest(people, (0,), part[_NOSE_TIP], area, lambda person, _: person.face)
@@ -157,7 +157,7 @@ def _body(image: RGB8, area: Area, net: Net) -> Part:
     )
 
 
-def _hands(image: RGB8, nets: Nets) -> list[tuple[Part, Area, bool]]:
+def find_hands(image: RGB8, nets: Nets) -> list[tuple[Part, Area, bool]]:
     """The points of each hand, its square, and whether it looks like a left one."""
     found = []
     for area in _found(image, nets[HAND_FINDER], hand_area, 192, (8, 16, 16, 16)):
@@ -198,7 +198,7 @@ def _part(places: Floats, score: float) -> Part:
     return tuple(Keypoint(float(x), float(y), min(score, 1.0)) for x, y in places)
 
 
-def _with_hand(people: list[Person], part: Part, area: Area, is_left: bool) -> list[Person]:
+def with_hand(people: list[Person], part: Part, area: Area, is_left: bool) -> list[Person]:
     """The people with one more hand: of whom has a wrist there, or of someone else."""
 
     def has(person: Person, wrist: int) -> Part:

@@ -39,12 +39,12 @@ def mlsd(images: RGB8, score_threshold: float, dist_threshold: float, device: An
     found = [part.float().cpu().numpy() for part in likeliest(maps)]
     drawings = np.zeros(frames.shape[:3], np.uint8)
     for drawing, scores, middles, moves in zip(drawings, *found, strict=True):
-        for x0, y0, x1, y1 in _ends(scores, middles, moves, score_threshold, dist_threshold):
+        for x0, y0, x1, y1 in line_ends(scores, middles, moves, score_threshold, dist_threshold):
             cv2.line(drawing, (x0, y0), (x1, y1), 255, 1)
     return as_hints(drawings, images)
 
 
-def _ends(
+def line_ends(
     scores: NDArray[np.float32],
     middles: NDArray[np.float32],
     moves: NDArray[np.float32],

@@ -80,15 +80,15 @@ def openpose(
 def detect(images: RGB8, *, hands: bool, face: bool, device: Any = None) -> list[Frame]:
     """Who is in each picture of (N, H, W, 3); bodies are always looked for."""
     height, width = images.shape[1:3]
-    bodies = _bodies(images, device)
+    bodies = points_of_bodies(images, device)
     everyone = [(picture, body) for picture, found in enumerate(bodies) for body in found]
     boxes = [hand_boxes(body, height, width) for _, body in everyone if hands]
     sides = [
-        _parts(_hand_points, images, everyone, [pair[side] for pair in boxes], device)
+        _parts(points_of_hands, images, everyone, [pair[side] for pair in boxes], device)
         for side in (0, 1)
     ]
     faces = [face_box(body, height, width) for _, body in everyone if face]
-    seen = _parts(_face_points, images, everyone, faces, device)
+    seen = _parts(points_of_faces, images, everyone, faces, device)
     people_of: list[list[Person]] = [[] for _ in images]
     for number, (picture, body) in enumerate(everyone):
         left, right, mask = (part.get(number, ()) for part in (*sides, seen))
@@ -107,7 +107,7 @@ def _rounded(body: Part, height: int, width: int) -> Part:
     )
 
 
-def _bodies(images: RGB8, device: Any) -> list[list[Part]]:
+def points_of_bodies(images: RGB8, device: Any) -> list[list[Part]]:
     """Everyone's 18 points in each picture of (N, H, W, 3)."""
     height, width = images.shape[1:3]
     scale = min(BODY_SCALE * BOX / height, LONGEST / width)
@@ -180,7 +180,7 @@ def _placed(points: Points, box: Box, height: int, width: int) -> Part:
     )
 
 
-def _hand_points(crops: Sequence[RGB8], device: Any) -> list[Points]:
+def points_of_hands(crops: Sequence[RGB8], device: Any) -> list[Points]:
     """The 21 points (21, 3) of each hand, in pixels of its BGR crop."""
     import cv2
 
@@ -206,7 +206,7 @@ def _to_pixels(points: Points, crop: RGB8) -> Points:
     return np.concatenate([places, points[:, 2:]], axis=1)
 
 
-def _face_points(crops: Sequence[RGB8], device: Any) -> list[Points]:
+def points_of_faces(crops: Sequence[RGB8], device: Any) -> list[Points]:
     """The 70 points (70, 3) of each face, in pixels of its BGR crop.
 
     The reference takes the map of the background for a 71st point: a stray dot, left out here.

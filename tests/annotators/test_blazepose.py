@@ -121,13 +121,13 @@ def person(**wrists) -> Person:
 def test_a_hand_is_of_whom_has_the_nearest_wrist():
     people = [person(right=(100, 100)), person(left=(10, 10))]
     hand = (Keypoint(12, 10),) * 21
-    found = blazepose._with_hand(people, hand, Area(12, 10, 20), False)
+    found = blazepose.with_hand(people, hand, Area(12, 10, 20), False)
     assert found == [people[0], Person(body=people[1].body, left_hand=hand)]
 
 
 def test_a_hand_of_nobody_is_of_someone_else():
     hand = (Keypoint(50, 50),) * 21
-    found = blazepose._with_hand([person(left=(10, 10))], hand, Area(50, 50, 20), True)
+    found = blazepose.with_hand([person(left=(10, 10))], hand, Area(50, 50, 20), True)
     assert found[1] == Person(body=(None,) * 18, left_hand=hand)
 
 
@@ -135,7 +135,7 @@ def test_a_second_hand_at_one_wrist_is_of_someone_else():
     hand = (Keypoint(12, 10),) * 21
     people = [person(left=(10, 10))]
     for _ in range(2):
-        people = blazepose._with_hand(people, hand, Area(12, 10, 20), True)
+        people = blazepose.with_hand(people, hand, Area(12, 10, 20), True)
     assert [bool(one.left_hand) for one in people] == [True, True]
 
 
@@ -147,7 +147,7 @@ def test_a_left_hand_in_a_mirror_is_a_right_one(side, is_left):
         blazepose.HAND_FINDER: lambda _: [values, logits],
         blazepose.HAND_POINTS: lambda _: [np.zeros(63), np.ones(1), np.array([side]), None],
     }
-    ((part, _, found),) = blazepose._hands(np.zeros((90, 90, 3), np.uint8), nets)
+    ((part, _, found),) = blazepose.find_hands(np.zeros((90, 90, 3), np.uint8), nets)
     assert len(part) == 21
     assert found is is_left
 

@@ -67,10 +67,10 @@ def test_segments_are_the_reference_s(key, thresholds, golden):
     maps[1:5] *= 9
     batch = torch.from_numpy(np.stack([maps[:, ::-1], maps]))
     _, found = zip(*(part.numpy() for part in likeliest(batch)), strict=True)
-    assert np.array_equal(_mlsd._ends(*found, *thresholds), golden[f"segments.{key}"])
+    assert np.array_equal(_mlsd.line_ends(*found, *thresholds), golden[f"segments.{key}"])
 
 
 def test_no_segment_is_no_error():
     nothing = torch.full((1, 9, 32, 32), -100.0)
     (found,) = zip(*(part.numpy() for part in likeliest(nothing)), strict=True)
-    assert _mlsd._ends(*found, 0.1, 0.1) == []
+    assert _mlsd.line_ends(*found, 0.1, 0.1) == []

@@ -66,7 +66,7 @@ def give_parts(nets, seed):
 def test_bodies_are_the_references(nets, case):
     seed, height, width = case["seed"], case["height"], case["width"]
     give_bodies(nets, seed, height, width)
-    (found,) = openpose._bodies(picture(seed, height, width)[None], None)
+    (found,) = openpose.points_of_bodies(picture(seed, height, width)[None], None)
     assert len(found) == len(case["people"])
     for body, expected in zip(found, case["people"], strict=True):
         places = [point and [point.x, point.y] for point in body]
@@ -79,7 +79,7 @@ def test_bodies_are_the_references(nets, case):
 def test_hands_are_the_references(nets, case):
     give_parts(nets, case["seed"])
     crop = picture(case["seed"], case["side"], case["side"])
-    (points,) = openpose._hand_points([crop], None)
+    (points,) = openpose.points_of_hands([crop], None)
     assert np.nan_to_num(points[:, :2]).tolist() == case["points"]
 
 
@@ -87,7 +87,7 @@ def test_hands_are_the_references(nets, case):
 def test_faces_are_the_references(nets, case):
     give_parts(nets, case["seed"])
     crop = picture(case["seed"], case["side"], case["side"])
-    (points,) = openpose._face_points([crop], None)
+    (points,) = openpose.points_of_faces([crop], None)
     assert points.shape == (70, 3)
     assert points[~np.isnan(points[:, 0]), :2].tolist() == case["points"]
 
