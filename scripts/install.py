@@ -31,7 +31,7 @@ def main() -> int:
         print(f"Name another one: make PYTHON=python{oldest}")
         return 2
 
-    print(f"Installing {options.lock} into {options.environment}, in minutes.", flush=True)
+    print(f"Installing {options.lock} into {options.environment}; this takes minutes.", flush=True)
     if not (options.environment / "bin" / "pip").exists():
         command = [sys.executable, "-m", "venv", str(options.environment)]
         if code := subprocess.run(command).returncode:

@@ -39,9 +39,13 @@ def patcher_for(module: torch.nn.Module, device: torch.device) -> Any:
 
 
 class Origin(NamedTuple):
-    """Where a net's weights come from: name and metadata of the file, and how it stores them."""
+    """Where a net's weights come from: name and metadata of the file, and how it stores them.
+
+    kind: what the file holds, such as "Control-LoRA".
+    """
 
     name: str
+    kind: str
     metadata: Mapping[str, str]
     dtype: torch.dtype
 
@@ -70,8 +74,9 @@ class HostControl(Steered):
 
     @property
     def title(self) -> str:
-        name = self.source.name if self.source else type(self.net).__name__
-        return f"{name}: {type(self.net).__name__} for {base_name(self.net.config)}"
+        own = type(self.net).__name__
+        name, kind = (self.source.name, self.source.kind) if self.source else (own, own)
+        return f"{name}: {kind} for {base_name(self.net.config)}"
 
     @property
     def only_positive(self) -> bool:

@@ -103,7 +103,8 @@ def as_control(
     device = comfy.model_management.get_torch_device()
     # The host keeps 8-bit weights narrow; those with scales have to be multiplied out first.
     scaled = is_scaled(source.tensors)
-    bound = FAMILIES[contents(source)[0].name].bound
+    kind = contents(source)[0]
+    bound = FAMILIES[kind.name].bound
     if bound and precision is not None:
         raise CldmError(
             f"{source.name} builds upon the base model's weights and computes in their type: set "
@@ -125,7 +126,7 @@ def as_control(
         attention.precision = torch.float32
     patcher = patcher_for(net.requires_grad_(False), device)
     control = kind_of_control(net)(patcher, cast or stored)
-    control.source = Origin(source.name, source.metadata, common_type(source.tensors))
+    control.source = Origin(source.name, kind.noun, source.metadata, common_type(source.tensors))
     return control
 
 

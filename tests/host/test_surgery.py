@@ -90,7 +90,7 @@ report(
     keys=refused(save, lora, "x", "fp32", "diffusers"),
     said=merge(canny, mask, 0.25).ui["text"],
     said_of_file=save(canny, "t", "as loaded", "original").ui["text"],
-    kept=kept, sources=sources,
+    kept=kept, sources=sources, titles=[canny.title, lora.title],
 )
 """
 
@@ -117,6 +117,10 @@ def test_nets_of_nets(in_host: Callable[..., dict[str, Any]]) -> None:
         "75% of control_canny.safetensors, 25% of control_mask.safetensors.\nPooling: off."
     ]
     assert found["said_of_file"][0].startswith("Saved as t.safetensors\nembedded model ControlNet")
+    assert found["titles"] == [
+        "control_canny.safetensors: ControlNet for embedded model",
+        "a Control-LoRA: Control-LoRA for embedded model",
+    ]
     assert found["kept"] == ["MIT", "edges", ["torch.bfloat16"]]
     hint, sources = found["sources"]
     assert hint == "edges or masks"
