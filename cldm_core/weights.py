@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .bound import BASE_PREFIXES
-from .checkpoint.dtypes import unified
+from .checkpoint.dtypes import require_floating_weights, unified, without_scales
 from .checkpoint.families import FAMILIES, Family
 from .checkpoint.fit import conformed, shapes
 from .checkpoint.formats import UNET, Format
@@ -146,6 +146,7 @@ def _pooling(checkpoint: Checkpoint, family: Family) -> bool | None:
 
 
 def _computable(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    require_floating_weights(without_scales(state), name)
     return unified(state, torch.float32, name) if _is_narrow(state) else dict(state)
 
 

@@ -20,7 +20,15 @@ from ..eight_bits import is_8_bit
 from ..errors import CldmError, UnsupportedCheckpoint, listed
 from .describe import base_name
 from .detect_t2i import diffusers_t2i
-from .dtypes import common_type, is_scaled, require_floating, type_name, unified, without_scales
+from .dtypes import (
+    common_type,
+    is_scaled,
+    require_floating,
+    require_floating_weights,
+    type_name,
+    unified,
+    without_scales,
+)
 from .families import FAMILIES, Family
 from .fit import conformed, require_fit
 from .formats import Format, control_part, recognise
@@ -166,6 +174,7 @@ def _net(checkpoint: Checkpoint, base: Base | None, prune: bool) -> _Net:
     if prune:
         parts = {key.partition(".")[0] for key in expected}
         state = {key: value for key, value in state.items() if key.partition(".")[0] in parts}
+    require_floating_weights(state, checkpoint.name)
     if family.bound:
         # What such a file may leave out is known to the net alone, which says so in a sentence.
         family.net(state, config)

@@ -49,6 +49,16 @@ def require_floating(dtype: Any) -> None:
     )
 
 
+def require_floating_weights(weights: StateDict, name: str) -> None:
+    """Raises UnsupportedCheckpoint where weights are whole or complex numbers, or truth values."""
+    for key, value in weights.items():
+        if not value.is_floating_point():
+            raise UnsupportedCheckpoint(
+                f"{name} stores {key} as {type_name(value.dtype)}, expected floating-point "
+                f"weights: take an fp16, bf16 or fp32 version of the file."
+            )
+
+
 def common_type(state: StateDict) -> torch.dtype:
     """The type that most numbers of the tensors are stored in; fp32 where there are none."""
     counts: Counter[torch.dtype] = Counter()
@@ -84,12 +94,7 @@ def unified(state: StateDict, dtype: torch.dtype | None, name: str) -> dict[str,
     require_floating(dtype)
     scales = {key.rpartition(".")[0]: state[key] for key in state if key.endswith(_SCALES)}
     weights = without_scales(state)
-    for key, value in weights.items():
-        if not value.is_floating_point():
-            raise UnsupportedCheckpoint(
-                f"{name} stores {key} as {type_name(value.dtype)}, expected floating-point "
-                f"weights: take an fp16, bf16 or fp32 version of the file."
-            )
+    require_floating_weights(weights, name)
     if dtype is None and weights:
         dtype = common_type(weights)
         dtype = torch.float32 if is_8_bit(dtype) else dtype

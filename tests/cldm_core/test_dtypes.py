@@ -9,6 +9,7 @@ from controlnet_pack.cldm_core import (
     CldmError,
     ControlNet,
     ControlNetConfig,
+    UnsupportedCheckpoint,
     convert,
     load_control,
     merge_nets,
@@ -115,4 +116,16 @@ def test_only_floating_types_can_be_asked_for(state, act, dtype, tmp_path) -> No
     }.get(act, act)
     with pytest.raises(CldmError, match="expected a floating-point type"):
         act(state, dtype=dtype)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stored", [torch.int64, torch.bool, torch.complex64])
+def test_no_file_is_made_of_weights_that_are_no_floats(state, stored, tmp_path) -> None:
+    state["time_embed.0.bias"] = torch.ones(256, dtype=stored)
+    for act in (
+        lambda: convert(state, tmp_path / "out.safetensors"),
+        lambda: merge_nets(state, state, 0.5),
+    ):
+        with pytest.raises(UnsupportedCheckpoint, match=r"stores time_embed.0.bias as .*expected"):
+            act()
     assert not list(tmp_path.iterdir())

@@ -121,3 +121,10 @@ def _sparse(state: dict[str, torch.Tensor], path: Path) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_has_to_be_read_whole_is_told(zipped, tmp_path):
+    torch.save(controlnet(), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
+    note = inspect_checkpoint(tmp_path / "net.pth").note
+    assert ("has to be read whole" in note) is not zipped
