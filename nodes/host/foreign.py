@@ -12,7 +12,13 @@ from ...cldm_core import CldmError, FamilyMismatch, Residuals, ShapeError
 from ...cldm_core.block_text import parse_blocks
 from ...cldm_core.config import UNetConfig
 from ...cldm_core.inpainting import without_masked
-from ...cldm_core.masks import masked, residual_sizes, resized, without_overshoot
+from ...cldm_core.masks import (
+    masked,
+    masked_tokens,
+    residual_sizes,
+    token_grid,
+    without_overshoot,
+)
 from ...cldm_core.residuals import map_residuals
 from .checks import unet_config_of
 from .clock import Moment
@@ -204,22 +210,18 @@ def _masked(item: Tensor, mask: Tensor, size: Size) -> Tensor:
     if item.ndim == 4:
         return masked(item, mask)
     if item.ndim == 3:
-        weights = resized(mask.to(item.device), _token_grid(item.shape[1], size))
-        return item * weights.to(item.dtype).flatten(1)[:, :, None]
+        return masked_tokens(item, mask, _grid(item.shape[1], size))
     raise ShapeError(
         f"A mask can't be put on this control net: its residuals have the shape "
         f"{tuple(item.shape)}, neither pictures nor tokens of one. Disconnect the mask."
     )
 
 
-def _token_grid(tokens: int, size: Size) -> Size:
-    """Rows and columns of a transformer's picture tokens, one for each 1x1 or 2x2 latents."""
-    height, width = size
-    for patch in (2, 1):
-        grid = (-(-height // patch), -(-width // patch))
-        if grid[0] * grid[1] == tokens:
-            return grid
-    raise ShapeError(
-        f"A mask can't be put on this control net: it gives {tokens} tokens for latents of "
-        f"{height}x{width}, and which lie where can't be told. Disconnect the mask."
-    )
+def _grid(tokens: int, size: Size) -> Size:
+    grid = token_grid(tokens, size)
+    if grid is None:
+        raise ShapeError(
+            f"A mask can't be put on this control net: it gives {tokens} tokens for latents of "
+            f"{size[0]}x{size[1]}, and which lie where can't be told. Disconnect the mask."
+        )
+    return grid

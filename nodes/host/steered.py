@@ -75,7 +75,18 @@ class Steered(comfy.controlnet.ControlBase):  # type: ignore[misc]
     """A control with this pack's settings.
 
     What belongs to one sampling is made in `pre_run` and dropped when the sampling ends, also by an
-    interrupt or an error.
+    interrupt or an error. In between, each call of the UNet goes this way; subclasses override what
+    their nets do otherwise:
+
+        get_control         the host asks for the residuals
+          _prepare          what must be done before the UNet begins
+          _begun            computes at once, or begins to beside the UNet's encoder; where a cache
+                            may skip the UNet it is left until the UNet asks (LazyResiduals)
+            _control        strength of now, rows and their factors; sum with the chain before
+              _own          this net's part
+                _found      the net's residuals, used again or
+                  _computed   computed
+                _shaped     with strength, weights, factors and mask, in the whole batch
     """
 
     leaves_out_rows = True
