@@ -14,6 +14,9 @@ VENV := .venv$(if $(CUDA),-cuda)
 RUN := $(VENV)/bin/python
 LOCKS := tests/requirements
 
+# Two processes of one thread each take half the time of one process of two threads.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
+
 .PHONY: demo test check test-full test-weights test-cuda test-host clean
 .NOTPARALLEL:
 
@@ -21,7 +24,7 @@ demo: $(VENV)/demo.stamp
 	$(RUN) -m cldm_core demo
 
 test: check
-	$(RUN) -m pytest
+	$(PYTEST)
 
 check: $(VENV)/test.stamp
 	$(RUN) -m ruff check
@@ -42,7 +45,7 @@ test-cuda:
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(PYTHON) -m pytest tests/cuda -m "" -W default -p no:cacheprovider
 
 test-host: $(VENV)/test.stamp
-	$(RUN) -m pytest tests/host -m host
+	$(PYTEST) tests/host -m host
 
 $(VENV)/%.stamp: $(LOCKS)/%.txt $(LOCKS)/demo.txt scripts/install.py
 	$(PYTHON) scripts/install.py $(VENV) $< $(if $(CUDA),--cuda)

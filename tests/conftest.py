@@ -23,6 +23,16 @@ def _load_pack() -> None:
 _load_pack()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes (pytest-xdist) one has the tests of a file, or of a host's version."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        install = params.get("install")
+        item.add_marker(pytest.mark.xdist_group(install.version if install else item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """The same random numbers in every run, whichever tests run before."""
