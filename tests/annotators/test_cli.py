@@ -98,11 +98,6 @@ def test_a_folder_in_the_place_of_the_hint(capfd, png, tmp_path):
         assert said == f"canny: {tmp_path} is a folder: name the file that is to be written.\n"
 
 
-def test_a_file_in_the_place_of_the_folder(capfd, png, tmp_path):
-    said = refused(capfd, "canny", tmp_path, png)
-    assert said == f"canny: {png} is a file: name a folder for the hints of a folder.\n"
-
-
 def test_a_format_for_one_picture(capfd, png, tmp_path):
     said = refused(capfd, "canny", png, tmp_path / "out.jpg", "--format", "png")
     assert said == "canny: --format is for folders: the ending of OUT gives it here.\n"
@@ -240,17 +235,6 @@ def test_hints_among_the_pictures_get_no_hints(png, tmp_path):
     command = ["canny", str(tmp_path), str(tmp_path / "hints")]
     assert main(command) == main(command) == 0
     assert [path.name for path in (tmp_path / "hints").rglob("*")] == ["in.png"]
-
-
-def test_two_pictures_of_one_hint(capfd, png, tmp_path):
-    (tmp_path / "in.webp").write_bytes(png.read_bytes())
-    out = tmp_path / "out"
-    assert main(["canny", str(tmp_path), str(out), "--format", "png"]) == 1
-    said = capfd.readouterr().err.splitlines()
-    assert said[1:] == [
-        f"{out / 'in.png'} is the hint of {png} already: no place for the hint of "
-        f"{tmp_path / 'in.webp'}."
-    ]
 
 
 def test_folder_with_what_is_no_picture_but_called_so(capfd, png, tmp_path, rgba):

@@ -145,3 +145,20 @@ def test_of_many_pictures_that_fail_some_are_told(capfd, folder, tmp_path, count
     assert said[0] == f"canny: {count} of {count + PICTURES} pictures failed:"
     assert said[MOST_TOLD].startswith(f"{folder}/x{MOST_TOLD - 1:03}.png is no picture")
     assert said[MOST_TOLD + 1 :] == more
+
+
+def test_two_pictures_of_one_hint(capfd, folder, tmp_path):
+    source, out = folder / "0.png", tmp_path / "out"
+    (folder / "0.webp").write_bytes(source.read_bytes())
+    assert main(["canny", str(folder), str(out), "--format", "png"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[1:] == [
+        f"{out / '0.png'} is the hint of {source} already: no place for the hint of "
+        f"{folder / '0.webp'}."
+    ]
+
+
+def test_a_file_in_the_place_of_the_folder(capfd, folder, tmp_path):
+    hint = write(tmp_path / "hint.png", 0)
+    said = refused(capfd, "canny", folder, hint)
+    assert said == f"canny: {hint} is a file: name a folder for the hints of a folder.\n"
