@@ -119,7 +119,8 @@ class InpaintHint(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, mask: Tensor, convention: str) -> io.NodeOutput:
-        picture, over = without_overshoot(image.movedim(-1, 1)), without_overshoot(mask)
+        picture = without_overshoot(image.movedim(-1, 1))
+        over = without_overshoot(mask[None] if mask.ndim == 2 else mask)
         hint = inpaint_hint(picture, over, INPAINT_NETS[convention])
         return io.NodeOutput(hint.movedim(1, -1))
 

@@ -152,7 +152,9 @@ class Batch:
     @classmethod
     def of(cls, options: dict[str, Any], x: Tensor, prompts: int) -> Batch:
         """From a call's transformer options, its latents, and how many prompts it has."""
-        each = max(1, x.shape[0] // prompts)
+        if x.shape[0] % prompts:  # a pack has divided the call, and which rows are left isn't told
+            prompts = 1
+        each = x.shape[0] // prompts
         known = options.get(PICTURES, 0)
         frames = _window(options) or tuple(range(known))
         copies, rest = divmod(each, len(frames)) if frames else (0, 0)

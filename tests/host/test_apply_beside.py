@@ -132,6 +132,10 @@ def test_a_net_of_the_host_s_loader_says_what_it_can_t(applied) -> None:
     assert "rows: 3 with control, 3 left out\n" in answer["text"], "they are computed"
 
 
+def test_a_model_that_is_called_row_by_row_is_controlled(applied) -> None:
+    assert applied("others", "divided")["apart"] <= ROUNDING
+
+
 def test_a_host_whose_attentions_have_other_names_samples(applied) -> None:
     assert applied("others", "without_a_name") == {"apart": 0}
 

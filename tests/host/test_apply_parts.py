@@ -92,4 +92,5 @@ def test_what_smooth_resizing_adds_to_masks_and_pictures_is_taken_away(applied) 
     answer = applied("parts", "overshoot")
     assert answer["mask"] == answer["inpaint"] == 0
     assert answer["marked"] == -1
+    assert answer["without a batch"] == 0
     assert all("expected [0, 1]" in sentence for sentence in answer["refused"])

@@ -279,6 +279,26 @@ def changed_rows(world: World) -> Any:
     return {"changed": distance(found, expected), "given": given}
 
 
+def divided(world: World) -> Any:
+    """A pack that has the model called once for each row."""
+    stage = Stage(world, size=(8, 8))
+
+    def by_rows(function: Any, call: dict[str, Any]) -> Tensor:
+        def row_of(thing: Any, row: int) -> Any:
+            return thing[row : row + 1] if isinstance(thing, Tensor) else thing
+
+        x, times, c = call["input"], call["timestep"], call["c"]
+        parts = [
+            function(x[row : row + 1], times[row : row + 1], **{k: row_of(c[k], row) for k in c})
+            for row in range(len(x))
+        ]
+        return torch.cat(parts)
+
+    model = stage.patched()
+    model.set_model_unet_function_wrapper(by_rows)
+    return {"apart": distance(stage.sample(None, model), stage.sample(stage.applied()))}
+
+
 def asked_twice(world: World) -> Any:
     """A pack asks a ControlNet-LLLite again with the same options, as for the next tile."""
     case = Case(world)
@@ -407,6 +427,7 @@ def cases(args: dict[str, Any]) -> dict[str, Callable[[World], Any]]:
         chains,
         patches,
         changed_rows,
+        divided,
         asked_twice,
         unlike,
         foreign,

@@ -252,6 +252,7 @@ def overshoot(stage: Stage) -> Any:
         ),
         "inpaint": distance(marked(beyond, wide), marked(picture, mask)),
         "marked": float(marked(beyond, wide).min()),
+        "without a batch": distance(marked(picture, mask[0]), marked(picture, mask)),
         "refused": [
             sentence(lambda: stage.applied(mask=2 * mask)),
             sentence(lambda: marked(2 * picture, mask)),
