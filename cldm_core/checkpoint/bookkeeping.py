@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from torch import serialization
@@ -36,6 +37,9 @@ _NAMES: list[Any] = [
 ]
 
 
+_LOCK = Lock()
+
+
 @contextmanager
 def only_bookkeeping() -> Iterator[None]:
     """Within it `torch.load(weights_only=True)` takes tensors and the classes that do nothing.
@@ -43,13 +47,15 @@ def only_bookkeeping() -> Iterator[None]:
     What others have allowed, as ComfyUI and its packs do for the whole process, doesn't count:
     whether a file may be read depends on the file alone.
     """
-    others = serialization.get_safe_globals()
-    serialization.clear_safe_globals()
-    serialization.add_safe_globals(_NAMES)
-    try:
-        yield
-    finally:
-        # Another thread may have allowed more by now.
-        now = serialization.get_safe_globals()
+    # What is allowed is the process's, so that one file is read at a time.
+    with _LOCK:
+        others = serialization.get_safe_globals()
         serialization.clear_safe_globals()
-        serialization.add_safe_globals([*others, *(one for one in now if one not in _NAMES)])
+        serialization.add_safe_globals(_NAMES)
+        try:
+            yield
+        finally:
+            # Others may have allowed more by now.
+            now = serialization.get_safe_globals()
+            serialization.clear_safe_globals()
+            serialization.add_safe_globals([*others, *(one for one in now if one not in _NAMES)])

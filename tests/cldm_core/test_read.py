@@ -5,6 +5,7 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from types import ModuleType
 
 import numpy as np
@@ -23,6 +24,7 @@ from controlnet_pack.cldm_core import (
     load_controlnet,
 )
 from controlnet_pack.cldm_core.checkpoint import inspect_checkpoint, read
+from controlnet_pack.cldm_core.checkpoint.bookkeeping import only_bookkeeping
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,17 @@ def test_what_lightning_saves_beside_the_weights_is_passed_over(
 ) -> None:
     before = set(torch.serialization.get_safe_globals())
     assert read(lightning).tensors.keys() == net.state_dict().keys()
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_one_file_is_read_at_a_time(lightning: Path) -> None:
+    before = set(torch.serialization.get_safe_globals())
+    reader = Thread(target=read, args=(lightning,))
+    with only_bookkeeping():
+        reader.start()
+        reader.join(0.3)
+        assert reader.is_alive()
+    reader.join()
     assert set(torch.serialization.get_safe_globals()) == before
 
 
