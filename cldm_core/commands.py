@@ -243,6 +243,9 @@ def open_net(arguments: argparse.Namespace) -> ControlModule:
     Where the file doesn't say whether residuals are averaged, its name does, as in ComfyUI.
     """
     source, _, name = arguments.controlnet.partition(":")
+    if source == "embedded" and name not in tiny.CONTROLS:
+        known = " or ".join(f"{source}:{control}" for control in tiny.CONTROLS)
+        raise CldmError(f"There is no embedded net {name!r}: choose {known}.")
     path = tiny.weights(name) if source == "embedded" else Path(arguments.controlnet)
     checkpoint = read(path)
     net = load_control(checkpoint, device=device_of(arguments), dtype=dtype_of(arguments))

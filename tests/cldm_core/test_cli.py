@@ -92,7 +92,7 @@ def test_modes_blocks_and_schedules_are_those_of_the_pipeline(tmp_path: Path) ->
         (("sample", "a", "b.png", "--controlnet", "embedded:canny"), "add --hint PICTURE"),
         (
             ("sample", "a", "b.png", "--controlnet", "embedded:pose", "--hint", tiny.EXAMPLE),
-            "no part 'pose'",
+            "no embedded net 'pose': choose embedded:canny or embedded:mask.",
         ),
         (("sample", "a", "b.png", "--checkpoint", "nowhere.ckpt"), "There is no file nowhere.ckpt"),
     ],
