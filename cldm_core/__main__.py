@@ -130,8 +130,9 @@ def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "generate",
         help="pictures for hints, as pairs to train on",
         description="Draws a picture for each hint and prompt of a data set, with the embedded "
-        "model or a checkpoint, and writes pictures, hints and prompts as pairs that `train` and "
-        "the trainers of diffusers and of the original read. Run again, it goes on where it was.",
+        "model and its net for edges or with a checkpoint and a --controlnet, and writes pictures, "
+        "hints and prompts as pairs that `train` and the trainers of diffusers and of the original "
+        "read. Run again, it goes on where it was.",
     )
     generate.add_argument(
         "data",

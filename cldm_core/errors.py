@@ -24,8 +24,7 @@ class CldmError(ValueError):
     def __init__(self, message: str = "") -> None:
         if len(message) > MOST_LETTERS:
             message = f"{message[: MOST_LETTERS - _END]} ... {message[-_END:]}"
-        escaped = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in message)
-        super().__init__("".join(escaped))
+        super().__init__(printable(message))
 
 
 class UnsupportedCheckpoint(CldmError):
@@ -50,6 +49,11 @@ class UnknownControlType(CldmError):
 
 class ShapeError(CldmError):
     """A tensor has a shape, type or range that doesn't fit."""
+
+
+def printable(text: str) -> str:
+    """The text on one line, signs that a terminal would act on written out."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def listed(items: Iterable[str], most: int = 3, between: str = ", ") -> str:

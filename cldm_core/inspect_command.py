@@ -14,7 +14,7 @@ from typing import Any
 from .checkpoint import CheckpointInfo, inspect_checkpoint
 from .checkpoint.inspect import UNKNOWN
 from .checkpoint.signs import shortened
-from .errors import CldmError, listed
+from .errors import CldmError, listed, printable
 
 HEADINGS = (
     "file",
@@ -55,8 +55,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             found[file] = inspect_checkpoint(file)
         except (CldmError, OSError) as error:
             found[file] = None
-            failed.append(f"{file}: {error}")
-    names = dict(zip(found, short_names(list(found)), strict=True))
+            failed.append(f"{printable(str(file))}: {error}")
+    names = dict(zip(found, map(printable, short_names(list(found))), strict=True))
     if any(found.values()):
         sys.stdout.write(_shown({names[file]: info for file, info in found.items()}))
     for file, info in found.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..control_lora import require_stored_fit
 from ..controlnet import ControlNet
-from ..errors import CldmError, listed
+from ..errors import CldmError, listed, printable
 from .describe import base_name, control_types, hint_channels, latents, only_stored, pooling
 from .detect import unet_config
 from .dtypes import common_type, is_scaled, type_name, without_scales
@@ -175,7 +175,7 @@ def _control(checkpoint: Checkpoint, kind: Format, state: StateDict) -> Checkpoi
     info = replace(
         _blank(checkpoint, kind, state),
         layout=layout(kind, state),
-        hint=noted_hint(checkpoint.metadata) or UNKNOWN,
+        hint=printable(noted_hint(checkpoint.metadata) or UNKNOWN),
         note=_surroundings(checkpoint.tensors, state),
     )
     try:

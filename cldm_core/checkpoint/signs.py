@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from ..errors import printable
+
 FIRST, LONGEST = 3, 150
 """How many keys are shown of an unknown file, and how much of each."""
 
@@ -35,5 +37,5 @@ def first_keys(keys: Iterable[str]) -> str:
 
 
 def shortened(key: str) -> str:
-    """The key, or its start if it is longer than any net's."""
-    return key if len(key) <= LONGEST else f"{key[:LONGEST]}..."
+    """The key as it can be shown, or its start if it is longer than any net's."""
+    return printable(key if len(key) <= LONGEST else f"{key[:LONGEST]}...")

@@ -16,11 +16,13 @@ from controlnet_pack.cldm_core import (
     ControlNetConfig,
     inspect_checkpoint,
 )
+from controlnet_pack.cldm_core.__main__ import main
 from controlnet_pack.cldm_core.checkpoint import config_metadata
 from controlnet_pack.cldm_core.union import UnionConfig, UnionControlNet
 
-from .full_size_nets import MIRRORED, half, lora, of_diffusers, on_meta
+from .full_size_nets import MIRRORED, lora, of_diffusers, on_meta
 from .samples import LOADED, adapter, controlnet, filled, prefixed
+from .states import half
 
 
 def test_what_keys_do_not_tell_is_unknown() -> None:
@@ -128,3 +130,14 @@ def test_a_file_that_has_to_be_read_whole_is_told(zipped, tmp_path):
     torch.save(controlnet(), tmp_path / "net.pth", _use_new_zipfile_serialization=zipped)
     note = inspect_checkpoint(tmp_path / "net.pth").note
     assert ("has to be read whole" in note) is not zipped
+
+
+def test_what_a_terminal_would_act_on_is_written_out(tmp_path: Path, capsys) -> None:
+    evil = "\x1b[2J\n"
+    save_file({**controlnet(), f"{evil}x": torch.ones(1)}, tmp_path / "a.safetensors")
+    save_file(controlnet(), tmp_path / "b.safetensors", {"hint": evil})
+    save_file({evil: torch.ones(1)}, tmp_path / "c\x1b.safetensors")
+    main(["inspect", *map(str, sorted(tmp_path.iterdir()))])
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "unexpected: \\x1b[2J\\nx" in told
