@@ -7,8 +7,8 @@ from controlnet_pack.cldm_core.config import ControlNetConfig, UNetConfig
 from controlnet_pack.cldm_core.controlnet import ControlNet
 from controlnet_pack.cldm_core.unet import ControlledUNet
 
-from .bound_cases import CASES, base_weights
-from .seeded import shapes_of
+from .bound_cases import CASES, OWN, base_weights
+from .seeded import seeded_state_dict, shapes_of
 
 EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
@@ -45,5 +45,22 @@ def numbers(net, case):
     return [*found.output, *found.middle]
 
 
-def same(first, second):
+def equal(first, second):
+    """Whether two nets gave the same numbers."""
     return all(map(torch.equal, first, second))
+
+
+def trained(case, strength=0.1):
+    """A ControlNet's weights, which training moved away from the base's."""
+    base = base_of(case)
+    moved = seeded_state_dict(control_shapes(case), 8)
+    return {
+        key: value if key.startswith(OWN) else base[key] + strength * (value - base[key])
+        for key, value in moved.items()
+    }
+
+
+def other_base(case):
+    with torch.device("meta"):
+        shapes = shapes_of(ControlledUNet(UNetConfig.from_params(case.unet_params)))
+    return seeded_state_dict(shapes, 9)

@@ -127,10 +127,6 @@ def on_meta(build: Callable[[], nn.Module]) -> State:
         return dict(build().state_dict())
 
 
-def half(state: State) -> State:
-    return {key: value.half() for key, value in state.items()}
-
-
 def shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 

@@ -21,6 +21,7 @@ from controlnet_pack.cldm_core.bound import BaseWeights
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 from controlnet_pack.cldm_core.control_lora import composed_layers
 
+from .bound_nets import equal
 from .samples import State, adapter, control_lora, controlnet, difference, filled, prefixed
 
 KEY = "input_blocks.1.0.in_layers.2.weight"
@@ -69,10 +70,6 @@ def weights(net: nn.Module) -> list[Tensor]:
     return [value for value in values if value is not None]
 
 
-def same(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(map(torch.equal, first, second))
-
-
 @pytest.mark.parametrize("make", [control_lora, difference])
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize(
@@ -86,7 +83,7 @@ def test_scales_of_8_bit_bases_are_multiplied_in(
     found = load_control(file, base=prefixed(prefix, scaled))
     wide = load_control(file, base=widened(scaled, name))
     assert found.config == wide.config
-    assert same(weights(found), weights(wide))
+    assert equal(weights(found), weights(wide))
 
 
 def test_8_bit_bases_without_scales_are_widened(base: State) -> None:
@@ -94,7 +91,7 @@ def test_8_bit_bases_without_scales_are_widened(base: State) -> None:
     narrow = {key: value.to(torch.float8_e5m2) for key, value in base.items()}
     wide = {key: value.float() for key, value in narrow.items()}
     first, second = (load_control(file, base=b) for b in (narrow, wide))
-    assert same(weights(first), weights(second))
+    assert equal(weights(first), weights(second))
 
 
 def test_scales_that_do_not_fit_are_told(base: State) -> None:
@@ -126,7 +123,7 @@ def test_a_base_may_come_in_many_forms(
     want = load_control(file, base=base)
     found = load_control(file, base=form(base, tmp_path))
     assert found.is_bound
-    assert same(weights(found), weights(want))
+    assert equal(weights(found), weights(want))
 
 
 def test_what_is_no_base_is_told(base: State) -> None:

@@ -26,10 +26,10 @@ from .bound_nets import (
     base_of,
     config_of,
     control_shapes,
+    equal,
     numbers,
     ordinary,
     residuals,
-    same,
 )
 from .goldens import GOLDENS, TOLERANCE, errors, named
 from .seeded import seeded_tensor
@@ -73,7 +73,7 @@ def test_residuals_are_those_of_comfyui(case):
 def test_it_is_the_ordinary_net_with_composed_weights(case):
     base = base_of(case)
     whole = ordinary(case, composed(case, stored(case), base))
-    assert same(numbers(unbound(case).bind(base), case), numbers(whole, case))
+    assert equal(numbers(unbound(case).bind(base), case), numbers(whole, case))
 
 
 @EACH_CASE
@@ -113,7 +113,7 @@ def test_what_changes_in_the_base_counts_at_once():
     base[key] = base[key] + 0.1 * seeded_tensor(tuple(base[key].shape), "patch", 9)
     patched = numbers(net, SD_LIKE)
     assert not torch.equal(before[1], patched[1])
-    assert same(
+    assert equal(
         patched, numbers(ordinary(SD_LIKE, composed(SD_LIKE, stored(SD_LIKE), base)), SD_LIKE)
     )
 
@@ -130,14 +130,14 @@ def test_a_mapping_may_have_the_prefix_of_a_checkpoint(prefix):
     base = base_of(SD_LIKE)
     want = numbers(unbound(SD_LIKE).bind(base), SD_LIKE)
     net = unbound(SD_LIKE).bind({prefix + key: value for key, value in base.items()})
-    assert same(numbers(net, SD_LIKE), want)
+    assert equal(numbers(net, SD_LIKE), want)
 
 
 def test_a_base_may_be_stored_in_another_type():
     base = {key: value.half() for key, value in base_of(SD_LIKE).items()}
     wide = {key: value.float() for key, value in base.items()}
     net = unbound(SD_LIKE)
-    assert same(numbers(net.bind(base), SD_LIKE), numbers(net.bind(wide), SD_LIKE))
+    assert equal(numbers(net.bind(base), SD_LIKE), numbers(net.bind(wide), SD_LIKE))
 
 
 def test_a_file_may_be_stored_in_another_type():
@@ -145,7 +145,7 @@ def test_a_file_may_be_stored_in_another_type():
     wide = {key: value.float() for key, value in half.items()}
     base = base_of(SD_LIKE)
     narrow, full = (control_lora(state, config_of(SD_LIKE)).bind(base) for state in (half, wide))
-    assert same(numbers(narrow, SD_LIKE), numbers(full, SD_LIKE))
+    assert equal(numbers(narrow, SD_LIKE), numbers(full, SD_LIKE))
 
 
 def test_unbound_it_encodes_hints():
@@ -177,8 +177,8 @@ def test_views_of_one_file_have_bases_of_their_own():
     first = net.bind(base)
     before = numbers(first, SD_LIKE)
     second = net.bind({key: 1.5 * value for key, value in base.items()})
-    assert not same(before, numbers(second, SD_LIKE))
-    assert same(before, numbers(first, SD_LIKE))
+    assert not equal(before, numbers(second, SD_LIKE))
+    assert equal(before, numbers(first, SD_LIKE))
 
 
 def test_a_view_follows_when_the_net_is_moved_or_replaced():
@@ -195,9 +195,9 @@ def test_a_deep_copy_has_its_own_parameters_and_the_same_base():
     net = unbound(SD_LIKE).bind(base)
     twin = copy.deepcopy(net)
     want = numbers(net, SD_LIKE)
-    assert same(numbers(twin, SD_LIKE), want)
+    assert equal(numbers(twin, SD_LIKE), want)
     net.load_state_dict({key: 0 * value for key, value in net.state_dict().items()})
-    assert same(numbers(twin, SD_LIKE), want)
+    assert equal(numbers(twin, SD_LIKE), want)
     base.clear()
     with pytest.raises(FamilyMismatch):
         residuals(twin, SD_LIKE)

@@ -23,6 +23,7 @@ from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.checkpoint.write import save, stored_pooling
 
 from .samples import LOADED, adapter, controlnet, difference, union
+from .states import same
 
 VARIANTS = [(name, variant) for name, made in LOADED.items() for variant in made]
 EVERY = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map(" ".join, VARIANTS))
@@ -36,10 +37,6 @@ MARKERS = ("difference", "lora_controlnet", "scaled_fp8")
 
 def first_of(name):
     return next(iter(LOADED[name].values()))()
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 def without_markers(state):

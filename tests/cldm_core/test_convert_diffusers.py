@@ -11,7 +11,7 @@ from controlnet_pack.cldm_core.checkpoint.convert import convert
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 
 from .seeded import seeded_state_dict, seeded_tensor, shapes_of
-from .test_surgery import same
+from .states import same
 
 TOLERANCE = 1e-5
 

@@ -18,10 +18,10 @@ from .bound_nets import (
     base_of,
     config_of,
     control_shapes,
+    equal,
     numbers,
     ordinary,
     residuals,
-    same,
 )
 from .goldens import GOLDENS, TOLERANCE, errors, named
 
@@ -67,7 +67,7 @@ def test_a_half_precision_file_is_summed_in_its_own_type_as_in_comfyui():
 def test_it_is_the_ordinary_net_with_summed_weights(case):
     base = base_of(case)
     whole = ordinary(case, summed(case, stored(case), base))
-    assert same(numbers(unbound(case).bind(base), case), numbers(whole, case))
+    assert equal(numbers(unbound(case).bind(base), case), numbers(whole, case))
 
 
 def test_a_file_of_8_bits_is_summed_in_the_type_of_the_latents():
@@ -76,14 +76,14 @@ def test_a_file_of_8_bits_is_summed_in_the_type_of_the_latents():
     base = base_of(SD_LIKE)
     narrow, full = (difference_net(s, config_of(SD_LIKE)).bind(base) for s in (state, wide))
     with torch.no_grad():
-        assert same(numbers(narrow, SD_LIKE), numbers(full, SD_LIKE))
+        assert equal(numbers(narrow, SD_LIKE), numbers(full, SD_LIKE))
 
 
 def test_a_missing_key_is_equal_to_the_base():
     base = base_of(SD_LIKE)
     zeros = {k: torch.zeros(shape) for k, shape in control_shapes(SD_LIKE).items()}
     completed = difference_net({**zeros, **stored(SD_LIKE)}, config_of(SD_LIKE))
-    assert same(
+    assert equal(
         numbers(unbound(SD_LIKE).bind(base), SD_LIKE), numbers(completed.bind(base), SD_LIKE)
     )
 
@@ -91,7 +91,7 @@ def test_a_missing_key_is_equal_to_the_base():
 def test_another_base_gives_other_residuals():
     net, base = unbound(SD_LIKE), base_of(SD_LIKE)
     patched = {**base, f"{LAYER}.weight": 2 * base[f"{LAYER}.weight"]}
-    assert not same(numbers(net.bind(base), SD_LIKE), numbers(net.bind(patched), SD_LIKE))
+    assert not equal(numbers(net.bind(base), SD_LIKE), numbers(net.bind(patched), SD_LIKE))
 
 
 def test_only_the_tensors_of_the_file_are_parameters():

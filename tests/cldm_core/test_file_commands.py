@@ -17,9 +17,9 @@ from controlnet_pack.cldm_core.inspect_command import table
 from controlnet_pack.cldm_core.surgery import difference, merge_nets, transfer
 
 from .bound_cases import SD_LIKE
-from .samples import LOADED, OTHERS, adapter, controlnet
-from .test_control_lora import base_of
-from .test_surgery import close, half, other_base, prefixed, same, trained
+from .bound_nets import base_of, other_base, trained
+from .samples import LOADED, OTHERS, adapter, controlnet, prefixed
+from .states import close, half, same
 
 UNET = "model.diffusion_model."
 LAST = ("parameters", "size")

@@ -29,13 +29,13 @@ from .full_size_nets import (
     SD21_OPTIONS,
     SDXL_OPTIONS,
     controlnet,
-    half,
     lora,
     numbers,
     of_diffusers,
     on_meta,
     shapes,
 )
+from .states import half
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -12,8 +12,8 @@ from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.low_rank import extract_control_lora
 
 from .bound_cases import SD_LIKE
-from .bound_nets import base_of, control_shapes, numbers, ordinary
-from .test_surgery import same, trained
+from .bound_nets import base_of, control_shapes, numbers, ordinary, trained
+from .states import same
 
 
 @pytest.fixture(scope="module")

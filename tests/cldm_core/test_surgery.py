@@ -22,7 +22,6 @@ from controlnet_pack.cldm_core import (
 from controlnet_pack.cldm_core.checkpoint import Checkpoint
 from controlnet_pack.cldm_core.checkpoint.keymap import to_diffusers
 from controlnet_pack.cldm_core.checkpoint.write import HINT_KEY, config_metadata, stored_pooling
-from controlnet_pack.cldm_core.config import UNetConfig
 from controlnet_pack.cldm_core.low_rank import extract_control_lora
 from controlnet_pack.cldm_core.surgery import (
     add_control,
@@ -33,13 +32,19 @@ from controlnet_pack.cldm_core.surgery import (
     transfer,
 )
 
-from .bound_cases import CASES, OWN, SD_LIKE, SDXL_LIKE
-from .samples import LOADED, adapter, control_lora, controlnet, lllite, union
+from .bound_cases import OWN, SD_LIKE, SDXL_LIKE
+from .bound_nets import (
+    EACH_CASE,
+    base_of,
+    numbers,
+    ordinary,
+    other_base,
+    trained,
+)
+from .samples import LOADED, adapter, control_lora, controlnet, lllite, prefixed, union
 from .samples import difference as difference_sample
-from .seeded import seeded_state_dict, shapes_of
-from .test_control_lora import base_of, control_shapes, numbers, ordinary
+from .states import close, half, same
 
-EACH_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LAYER = "input_blocks.1.0.in_layers.2.weight"
 UNET = "model.diffusion_model."
 WHOLE_ALONE = {
@@ -51,41 +56,8 @@ WHOLE_ALONE = {
 BOUND = {"Control-LoRA": control_lora, "difference": difference_sample}
 
 
-def trained(case, strength=0.1):
-    """A ControlNet's weights, which training moved away from the base's."""
-    base = base_of(case)
-    moved = seeded_state_dict(control_shapes(case), 8)
-    return {
-        key: value if key.startswith(OWN) else base[key] + strength * (value - base[key])
-        for key, value in moved.items()
-    }
-
-
-def other_base(case):
-    with torch.device("meta"):
-        shapes = shapes_of(ControlledUNet(UNetConfig.from_params(case.unet_params)))
-    return seeded_state_dict(shapes, 9)
-
-
-def half(state):
-    return {key: value.half() for key, value in state.items()}
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def close(first, second, tolerance):
-    assert first.keys() == second.keys()
-    return max((first[k].float() - second[k].float()).abs().max() for k in first) < tolerance
-
-
 def copy_of(state):
     return {key: value.clone() for key, value in state.items()}
-
-
-def prefixed(prefix, state):
-    return {prefix + key: value for key, value in state.items()}
 
 
 # add_control

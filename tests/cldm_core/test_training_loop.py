@@ -31,7 +31,8 @@ from controlnet_pack.cldm_core.training.saving import TRAINING_KEY
 from controlnet_pack.cldm_core.training.scores import SCORES
 from controlnet_pack.cldm_core.training.session import opened
 
-from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
+from .states import same
+from .training_runs import SMALL, SmallBatches, small_config, small_trainable, state_of
 
 GIVEN = ("evaluator", "stop", "shown", "resume", "begun")
 

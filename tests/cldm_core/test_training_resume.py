@@ -30,9 +30,10 @@ from controlnet_pack.cldm_core.training.signals import StopOnSignals
 from controlnet_pack.cldm_core.training.sources import open_source
 from controlnet_pack.cldm_core.training.tensorboard import TensorBoard
 
+from .states import same
 from .training_pairs import ToyEncoders, picture, unhinted, write_prompt_json
 from .training_process import LONG
-from .training_runs import SMALL, SmallBatches, same, small_config, small_trainable, state_of
+from .training_runs import SMALL, SmallBatches, small_config, small_trainable, state_of
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -110,8 +110,3 @@ def state_of(out: Path, step: int) -> dict[str, torch.Tensor]:
     for number, values in moments.items():
         found |= {f"optimizer/{number}/{name}": value for name, value in values.items()}
     return found
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Whether both hold the same tensors, bit for bit."""
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
