@@ -96,6 +96,14 @@ def test_every_module_has_its_line_in_the_guide():
     assert guide == file_guide.guide()
 
 
+def test_what_tests_share_is_in_no_test_module():
+    for path in (ROOT / "tests").rglob("*.py"):
+        shared = re.findall(
+            r"^from \.[\w.]*\btest_\w+ import", path.read_text("utf-8"), re.MULTILINE
+        )
+        assert not shared, path.name
+
+
 def test_archive_leaves_the_tests_out():
     assert "tests/" in text(".comfyignore").splitlines()
 
