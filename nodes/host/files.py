@@ -22,7 +22,7 @@ from ...cldm_core.checkpoint import Checkpoint, controlnet_config_of, read
 from ...cldm_core.checkpoint.dtypes import common_type, is_scaled
 from ...cldm_core.checkpoint.families import FAMILIES
 from ...cldm_core.checkpoint.formats import Where, control_part, recognise
-from ...cldm_core.checkpoint.load import contents
+from ...cldm_core.checkpoint.load import contents, unknown_file
 from ...cldm_core.checkpoint.write import is_named_pooled, stored_pooling
 from ...cldm_core.config import UNetConfig
 from ..log import log
@@ -160,7 +160,8 @@ def _pool(
 
 def _from_host(path: Path, checkpoint: Checkpoint) -> Loaded:
     """The CONTROL_NET that the host's own loader makes of the file."""
-    kind = recognise(control_part(checkpoint.tensors))
+    state = control_part(checkpoint.tensors)
+    kind = recognise(state)
     try:
         control = comfy.controlnet.load_controlnet(str(path))
     except Exception as error:  # whatever a file that nobody knows makes the host do
@@ -170,10 +171,10 @@ def _from_host(path: Path, checkpoint: Checkpoint) -> Loaded:
         what = "a file" if kind is None else kind.title
         return Loaded(control, (f"This is {what}: it was loaded by ComfyUI's own loader.",))
     if kind is None:
-        load_net(checkpoint)  # raises, with what the file is likest to
+        raise UnsupportedCheckpoint(unknown_file(checkpoint.name, state))
     raise UnsupportedCheckpoint(
-        f"{path.name} seems to hold {kind.title if kind else 'a control net'}, but this version of "
-        f"ComfyUI can't load it: the console says why. A newer version may."
+        f"{path.name} seems to hold {kind.title}, but this version of ComfyUI can't load it: the "
+        f"console says why. A newer version may."
     )
 
 
