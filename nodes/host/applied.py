@@ -23,8 +23,13 @@ EVENT = "cldm_applied"
 class Counts:
     """What happened in one sampling.
 
-    steps: at which the net acted; last: how many there are; rows: `on` and `off`; spared: whether
-    rows that are off aren't computed.
+    steps: at which the net acted; last: how many there are.
+    computed, reused, played: how often residuals were computed, used again, and how often a
+        recording gave them.
+    rows: how many were `on` and `off`.
+    spared: whether rows that are off aren't computed.
+    drift: the relative change from each computed set to the next.
+    clocks: start and end of each computation.
     """
 
     steps: set[int] = field(default_factory=set)

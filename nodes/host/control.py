@@ -138,9 +138,9 @@ class HostControl(Steered):
             follow_blocks(call.options, call.cond, residual_sizes(self.model_config, *call.size))
 
     def _begun(self, call: Call) -> Controls | None:
-        """The control; on a GPU, once the net is played from a recording, beside the encoder.
+        """The control; where a GPU plays the net from a recording, beside the UNet's encoder.
 
-        The UNet first needs it behind that. Both streams have waited for each other where a call
+        The encoder doesn't read it yet. Both streams have waited for each other where a call
         begins, so that neither writes to memory that the other still reads.
         """
         device = call.x.device

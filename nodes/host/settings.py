@@ -25,13 +25,18 @@ BALANCED, PROMPT, CONTROL = "balanced", "prompt", "control"
 class Settings:
     """What Apply sets beside strength and window; by default nothing, as behind the host's node.
 
-    mode: of cldm_core.modes; curve: of the soft weights, `auto` for the family's own; blocks:
-    weights of the blocks as text, in place of the curve; schedule: factors of the strength; unit:
-    what window and schedule are shares of; frames: factors of the pictures of a batch; mask:
-    (M, H, W) in [0, 1], one or one for each picture; fit: of cldm_core.fitting; as_host: hints are
-    enlarged and rows computed as the host does it, for latents that are the host's bit for bit;
-    reuse: for how many steps residuals are used once they are computed; record_calls: whether a GPU
-    plays the net from a recording where it can.
+    mode: of cldm_core.modes.
+    curve: of the soft weights; `auto` takes the family's own.
+    blocks: weights of the blocks as text, in place of the curve.
+    schedule: factors of the strength over the sampling.
+    unit: what window and schedule are shares of, TIMESTEPS or STEPS.
+    frames: factors of the pictures of a batch.
+    mask: (M, H, W) in [0, 1], one or one for each picture.
+    fit: of cldm_core.fitting.
+    as_host: hints are enlarged and rows computed as the host does it, for latents that are the
+        host's bit for bit.
+    reuse: for how many steps residuals are used once they are computed.
+    record_calls: whether a GPU plays the net from a recording (a CUDA graph) where it can.
     """
 
     mode: str = BALANCED
