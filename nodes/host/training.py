@@ -190,7 +190,7 @@ def train(
             f"again, and it goes on."
         )
         interrupts.end()
-    net, unet = _published(fitted, name)
+    net, unet = _published(fitted, config, name)
     interrupts.check()
     told = f"{reports.text}\nSaved as {net.name}."
     if fitted.best is not None:
@@ -200,7 +200,7 @@ def train(
             f"\nThe model's decoder was trained with it: {unet.name} in models/diffusion_models is "
             f"the UNet to use it with. Load Diffusion Model reads it."
         )
-    return Trained(folder, net, told, _decoder(fitted))
+    return Trained(folder, net, told, _decoder(fitted, config))
 
 
 def _require_fit(plan: Plan) -> None:
@@ -222,9 +222,9 @@ def _step_of(net: Path) -> int:
     return int(json.loads(read_header(net).metadata[TRAINING_KEY])["step"])
 
 
-def _published(fitted: Fitted, name: str) -> tuple[Path, Path | None]:
+def _published(fitted: Fitted, config: TrainConfig, name: str) -> tuple[Path, Path | None]:
     """The net's file where the host's loaders look, and the UNet's where it was trained too."""
-    net, unet = new_controlnet_path(name), _unet_file(fitted)
+    net, unet = new_controlnet_path(name), _unet_file(fitted, config)
     _copy(_chosen(fitted), net)
     if unet is None:
         return net, None
@@ -245,19 +245,22 @@ def _copy(source: Path, target: Path) -> None:
         ) from error
 
 
-def _decoder(fitted: Fitted) -> dict[str, Tensor] | None:
+def _decoder(fitted: Fitted, config: TrainConfig) -> dict[str, Tensor] | None:
     """Weights of the UNet's decoder that go with the net, by key; None where it wasn't trained."""
-    path = _unet_file(fitted)
+    path = _unet_file(fitted, config)
     if path is None:
         return None
     own = ("output_blocks.", "out.")
     return {key: value for key, value in read(path).tensors.items() if key.startswith(own)}
 
 
-def _unet_file(fitted: Fitted) -> Path | None:
-    """The file of the UNet that goes with the net; None where it wasn't trained."""
-    path = _chosen(fitted).with_stem(f"{_chosen(fitted).stem}_unet")
-    return path if path.exists() else None
+def _unet_file(fitted: Fitted, config: TrainConfig) -> Path | None:
+    """The file of the UNet that goes with the net; None where it wasn't trained.
+
+    An earlier run may have left one in the folder.
+    """
+    net = _chosen(fitted)
+    return None if config.sd_locked else net.with_stem(f"{net.stem}_unet")
 
 
 def _chosen(fitted: Fitted) -> Path:

@@ -471,6 +471,10 @@ def test_a_run_that_goes_on_without_evaluations_gives_its_last_net(found) -> Non
     assert found("best")["then"] == 3
 
 
+def test_a_unet_of_an_earlier_run_is_not_taken_for_this_one_s(found) -> None:
+    assert found("stale")
+
+
 def test_a_net_that_was_not_scored_is_that_of_the_last_step(found) -> None:
     assert found("best")["unscored"] == [2, False]
 

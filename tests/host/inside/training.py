@@ -280,6 +280,14 @@ def init():
     return about(again)["config"]["init"], apart, zeros
 
 
+def stale():
+    """Whether the MODEL comes out as it is, where an earlier run left a UNet in the folder."""
+    folder = pack("nodes.host.training_runs").run_folder("stale")  # noqa: F821
+    folder.mkdir(parents=True)
+    (folder / "last_unet.safetensors").touch()
+    return run("stale", steps=1).args[1] is model
+
+
 def full_disk():
     """What is told where the net can't be copied to models/controlnet, and what is left there."""
 
@@ -406,5 +414,5 @@ def answer(case):
 
 cases = (start, words, lora, untouched, memory, best, no_matplotlib, no_accelerate)
 cases += (predictions, keys, schedules, folders, unloaded, other_base, stamps, makers)
-cases += (init, full_disk, shards, digits, drawn, *Bases(pack, run, vae).cases())  # noqa: F821
+cases += (init, full_disk, stale, shards, digits, drawn, *Bases(pack, run, vae).cases())  # noqa: F821
 report(**{case.__name__: answer(case) for case in cases})  # noqa: F821
