@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 from torch import Tensor
@@ -232,12 +230,9 @@ class MakeDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, hints: Tensor, prompts: str, name: str) -> io.NodeOutput:
-        root = (Path(folder_paths.get_output_directory()) / DATASETS).resolve()
-        folder = (root / name.strip()).resolve()
-        if folder == root or not folder.is_relative_to(root):
-            raise CldmError(f"The data set can't be called {name!r}: give a name, as for a folder.")
-        from .host.training_data import write_pairs
+        from .host.training_data import output_folder, write_pairs
 
+        folder = output_folder(DATASETS, name)
         count, source = write_pairs(images, hints, prompts, folder)
         told = f"{count} pairs written, {len(source)} in {DATASETS}/{folder.name}"
         return text_result(Dataset(source), str(folder), text=told)

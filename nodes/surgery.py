@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import comfy.utils
-import folder_paths
 import torch
 from comfy_api.v0_0_2 import io
 
@@ -17,8 +14,9 @@ from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
 from ..cldm_core.surgery import merged
 from ..cldm_core.weights import TWIN_PARTS
+from .host.bars import progress_bar
 from .host.control import HostControl
-from .host.files import as_control, new_controlnet_path
+from .host.files import as_control, controlnet_name, new_controlnet_path
 from .host.weights import model_weights
 from .texts import CATEGORY, shows_text, text_result
 
@@ -168,15 +166,8 @@ class ExtractControlLora(io.ComfyNode):
     @classmethod
     def execute(cls, control_net: Any, model: Any, rank: int) -> io.NodeOutput:
         net = weights_of(control_net, "given")
-        bar: Any = None
-
-        def progress(done: int, count: int) -> None:
-            # It also lets the user interrupt.
-            nonlocal bar
-            bar = bar or comfy.utils.ProgressBar(count)
-            bar.update_absolute(done)
-
-        state, report = extract_control_lora(net, model_weights(model), rank, progress=progress)
+        base = model_weights(model)
+        state, report = extract_control_lora(net, base, rank, progress=progress_bar())
         made = made_net(state, net, "a Control-LoRA", control=noted(control_net))
         return text_result(made, str(report), text=str(report))
 
@@ -250,8 +241,7 @@ class SaveControlNet(io.ComfyNode):
             if LAYOUTS[keys] is None:
                 raise
             raise UnsupportedCheckpoint(f"{error} In this node that is keys: original.") from error
-        folder = Path(folder_paths.get_folder_paths("controlnet")[0]).resolve()
-        file = path.relative_to(folder).as_posix()
+        file = controlnet_name(path)
         return text_result(file, text=f"Saved as {file}\n{info}")
 
 

@@ -121,6 +121,13 @@ def known_at_once(path: Path, known: frozenset[Path] = frozenset()) -> frozenset
     return known
 
 
+def test_only_the_adapter_knows_the_host_beyond_its_interface_for_nodes():
+    for path in (ROOT / "nodes").glob("*.py"):
+        assert imported(path) & HOST <= {"comfy_api"} | (
+            {"seconohe"} if path.stem == "log" else set()
+        )
+
+
 def test_what_a_node_refuses_is_an_error_of_the_core():
     for path in (ROOT / "nodes").rglob("*.py"):
         raised = [node.exc for node in ast.walk(parse(path)) if isinstance(node, ast.Raise)]

@@ -52,6 +52,12 @@ def controlnet_path(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise("controlnet", name))
 
 
+def controlnet_name(path: Path) -> str:
+    """The name of a file of `new_controlnet_path`, as loaders show it."""
+    folder = Path(folder_paths.get_folder_paths("controlnet")[0]).resolve()
+    return path.relative_to(folder).as_posix()
+
+
 class HostAttention:
     """The attention that the host was started with, looked up at each call: packs exchange it."""
 

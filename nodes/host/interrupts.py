@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import comfy.model_management
-import comfy.utils
 
 from ...cldm_core.training.made_hints import maker_key
+from .bars import progress_bar
 
 T = TypeVar("T")
 
@@ -64,10 +64,10 @@ class Uninterrupted:
 
 def checked_progress(interrupts: Interrupts) -> Callable[[int, int], None]:
     """A progress bar, told as (done, total), that an interrupt of the graph ends."""
-    bar = comfy.utils.ProgressBar(1)
+    move = progress_bar()
 
     def told(done: int, total: int) -> None:
         interrupts.check()
-        bar.update_absolute(done, total)
+        move(done, total)
 
     return told

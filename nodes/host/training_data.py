@@ -122,6 +122,15 @@ def _first_pairs(source: Source, side: int, maker: Maker | None) -> list[tuple[A
     return found
 
 
+def output_folder(place: str, name: str) -> Path:
+    """A data set's folder, below a place in the host's output; raises CldmError for a bad name."""
+    root = (Path(folder_paths.get_output_directory()) / place).resolve()
+    folder = (root / name.strip()).resolve()
+    if folder == root or not folder.is_relative_to(root):
+        raise CldmError(f"The data set can't be called {name!r}: give a name, as for a folder.")
+    return folder
+
+
 def write_pairs(images: Tensor, hints: Tensor, prompts: str, folder: Path) -> tuple[int, Source]:
     """Adds the graph's pictures to the data set in a folder; gives their number, and all pairs.
 
