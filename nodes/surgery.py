@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ def noted(control_net: HostControl, **share: float) -> dict[str, Any]:
     source = control_net.source
     if source is None:
         return {"name": "a net", **share}
-    made_of = source.metadata.get(SOURCES_KEY)
-    return {"name": source.name, **share, **({"sources": json.loads(made_of)} if made_of else {})}
+    known = {"name": source.name, **share}
+    with suppress(KeyError, ValueError):  # many files say nothing, and any tool may write there
+        known["sources"] = json.loads(source.metadata[SOURCES_KEY])
+    return known
 
 
 def made_net(state: dict[str, Any], like: Checkpoint, name: str, **sources: Any) -> HostControl:

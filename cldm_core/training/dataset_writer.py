@@ -94,14 +94,14 @@ def _mark(folder: Path, about: dict[str, Any]) -> None:
             known = json.loads(mark.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CldmError(f"{mark} is damaged ({error}): choose another folder.") from error
-        if known != json.loads(json.dumps(about)):
+        if known == json.loads(json.dumps(about)):
+            return
+        if _written(folder):
             raise CldmError(
                 f"{folder} holds pairs made by {json.dumps(known)}, not by {json.dumps(about)}: "
                 "choose another folder."
             )
-        return
-    foreign = [name for name in (*TABLES, TARGETS, HINTS) if (folder / name).exists()]
-    if foreign:
+    elif foreign := [name for name in (*TABLES, TARGETS, HINTS) if (folder / name).exists()]:
         raise CldmError(
             f"{folder} holds {', '.join(foreign)} that were not written here: choose an empty "
             "folder."
@@ -109,6 +109,12 @@ def _mark(folder: Path, about: dict[str, Any]) -> None:
     temporary = mark.with_name(f"{MARK}.part")
     temporary.write_text(json.dumps(about), encoding="utf-8")
     temporary.replace(mark)
+
+
+def _written(folder: Path) -> bool:
+    """Whether a table has a line: a run that failed before its first pair leaves none."""
+    tables = (folder / name for name in TABLES)
+    return any(table.exists() and table.stat().st_size for table in tables)
 
 
 def _take_back(folder: Path) -> int:

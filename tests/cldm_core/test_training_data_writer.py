@@ -165,10 +165,19 @@ def test_tables_shortened_alike_are_left_alone(tmp_path):
 
 
 def test_pairs_of_another_making_are_refused(tmp_path):
-    DatasetWriter(tmp_path, {"net": "a", "sizes": (1, 2)})
-    DatasetWriter(tmp_path, {"net": "a", "sizes": (1, 2)})
+    about = {"net": "a", "sizes": (1, 2)}
+    DatasetWriter(tmp_path, about).add(picture(0), line_hint(0), "")
+    DatasetWriter(tmp_path, about)
     with pytest.raises(CldmError, match=r'made by \{"net": "a".*, not by \{\}'):
         DatasetWriter(tmp_path)
+
+
+def test_a_folder_without_a_pair_may_get_pairs_of_another_making(tmp_path):
+    DatasetWriter(tmp_path, {"seed": 1})
+    DatasetWriter(tmp_path, {"seed": 2}).add(picture(0), line_hint(0), "picture 0, é")
+    with pytest.raises(CldmError, match="holds pairs made by"):
+        DatasetWriter(tmp_path, {"seed": 1})
+    assert_numbered(open_source(tmp_path), 1)
 
 
 def test_sizes_that_differ_are_refused(tmp_path):
