@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from comfy_api.v0_0_2 import io
 
 from ..cldm_core import CldmError, UnsupportedCheckpoint, extract_control_lora, transfer
 from ..cldm_core.checkpoint import Checkpoint, as_checkpoint, convert
-from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout
+from ..cldm_core.checkpoint.convert import SOURCES_KEY, Layout, sources_in
 from ..cldm_core.checkpoint.dtypes import NAMED_TYPES
 from ..cldm_core.surgery import merged
 from ..cldm_core.weights import TWIN_PARTS
@@ -43,10 +42,8 @@ def noted(control_net: HostControl, **share: float) -> dict[str, Any]:
     source = control_net.source
     if source is None:
         return {"name": "a net", **share}
-    known = {"name": source.name, **share}
-    with suppress(KeyError, ValueError):  # many files say nothing, and any tool may write there
-        known["sources"] = json.loads(source.metadata[SOURCES_KEY])
-    return known
+    made_of = sources_in(source.metadata)
+    return {"name": source.name, **share, **({"sources": made_of} if made_of else {})}
 
 
 def made_net(state: dict[str, Any], like: Checkpoint, name: str, **sources: Any) -> HostControl:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -148,6 +149,14 @@ def provenance(**files: str | Path) -> dict[str, Any]:
             for role, path in files.items()
         }
     }
+
+
+def sources_in(metadata: Mapping[str, str]) -> Any:
+    """What `provenance` noted in a file; None where there is nothing, or nothing that is JSON."""
+    try:
+        return json.loads(metadata.get(SOURCES_KEY, "null"))
+    except ValueError:
+        return None
 
 
 def _sha256(path: Path) -> str:

@@ -17,7 +17,12 @@ from controlnet_pack.cldm_core import (
     UnsupportedCheckpoint,
     load_control,
 )
-from controlnet_pack.cldm_core.checkpoint.convert import as_checkpoint, convert
+from controlnet_pack.cldm_core.checkpoint.convert import (
+    SOURCES_KEY,
+    as_checkpoint,
+    convert,
+    sources_in,
+)
 from controlnet_pack.cldm_core.checkpoint.quantise import narrowed, retyped
 from controlnet_pack.cldm_core.checkpoint.read import read
 from controlnet_pack.cldm_core.checkpoint.write import save, stored_pooling
@@ -375,3 +380,10 @@ def test_an_unknown_layout_is_refused(tmp_path):
     with pytest.raises(CldmError, match="The layout is 'Diffusers', expected cldm or diffusers"):
         convert(controlnet(), tmp_path / "out.safetensors", layout="Diffusers")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("noted", "found"), [('{"first": 1}', {"first": 1}), ("by another tool {", None), (None, None)]
+)
+def test_sources_are_read_where_they_can_be(noted, found):
+    assert sources_in({} if noted is None else {SOURCES_KEY: noted}) == found
