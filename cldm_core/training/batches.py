@@ -65,14 +65,20 @@ class Batch:
         return Batch(latents, hint, context, y, self.names)
 
 
-def stand_in(unet: UNetConfig) -> Batch:
-    """The smallest batch that a UNet takes: it shows nothing, and is of no pair."""
-    side = multiple_of(unet)
+def stand_in(
+    unet: UNetConfig, *, count: int = 1, side: int | None = None, tokens: int = 1
+) -> Batch:
+    """A batch that shows nothing, and is of no pair: the smallest one that the UNet takes.
+
+    count: how many pictures it has; side: theirs, in pixels; tokens: of each text.
+    """
+    side = side or multiple_of(unet)
+    low = side // HINT_SCALE
     return Batch(
-        torch.zeros(1, unet.in_channels, side // HINT_SCALE, side // HINT_SCALE),
-        torch.zeros(1, 3, side, side),
-        torch.zeros(1, 1, unet.context_dim or 0),
-        None if unet.adm_in_channels is None else torch.zeros(1, unet.adm_in_channels),
+        torch.zeros(count, unet.in_channels, low, low),
+        torch.zeros(count, 3, side, side),
+        torch.zeros(count, tokens, unet.context_dim or 0),
+        None if unet.adm_in_channels is None else torch.zeros(count, unet.adm_in_channels),
         (),
     )
 

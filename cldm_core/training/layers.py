@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..diffusion import NoiseSchedule
-from ..hints import HINT_SCALE
+from .batches import stand_in
 from .config import TrainConfig
 from .loss import training_loss
 from .models import resolution_of
@@ -70,28 +70,21 @@ def has_room(trainable: Trainable, config: TrainConfig, accelerator: Accelerator
 
 def try_step(trainable: Trainable, config: TrainConfig, device: torch.device) -> None:
     """A forward and backward pass of zeros, of the size of a batch, that leaves nothing behind."""
-    unet = trainable.unet.config
-    count, side = config.batch_size, resolution_of(config, unet)
-    latents = torch.zeros(
-        count, unet.in_channels, side // HINT_SCALE, side // HINT_SCALE, device=device
-    )
-    hint = torch.zeros(count, trainable.net.config.hint_channels, side, side, device=device)
-    context = torch.zeros(count, TOKENS, cast("int", unet.context_dim), device=device)
-    y = None
-    if unet.adm_in_channels:
-        y = torch.zeros(count, unet.adm_in_channels, device=device)
+    unet, count = trainable.unet.config, config.batch_size
+    side = resolution_of(config, unet)
+    batch = stand_in(unet, count=count, side=side, tokens=TOKENS).to(device)
     try:
         training_loss(
             trainable.unet,
             trainable.net,
-            latents,
-            latents,
+            batch.latents,
+            batch.latents,
             torch.zeros(count, dtype=torch.long, device=device),
-            context,
-            hint,
+            batch.context,
+            batch.hint,
             schedule=NoiseSchedule(),
             prediction=unet.prediction,
-            y=y,
+            y=batch.y,
             only_mid_control=trainable.only_mid_control,
         ).backward()
     finally:
