@@ -19,25 +19,17 @@ from controlnet_pack.cldm_core import (
 from controlnet_pack.cldm_core.training import layers, lean, make_trainable, training_loss
 from controlnet_pack.cldm_core.training.config import TrainConfig
 
+from .cases import weighted
+
 pytestmark = pytest.mark.cuda
 
 LINEAR = replace(TINY, use_linear_in_transformer=True)
 CONFIGS = pytest.mark.parametrize("config", [TINY, LINEAR], ids=["conv", "linear"])
 
 
-def weighted(module: nn.Module, seed: int) -> Any:
-    torch.manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-        else:
-            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.1)
-    return module
-
-
 def nets(config: Any, device: str = "cuda", unet_type: torch.dtype = torch.float32) -> Any:
-    unet = weighted(ControlledUNet(config), 1).requires_grad_(False).eval()
-    net = weighted(ControlNet(ControlNetConfig(config)), 2).train()
+    unet = weighted(ControlledUNet(config), 1)
+    net = weighted(ControlNet(ControlNetConfig(config)), 2).requires_grad_(True).train()
     return unet.to(device, unet_type), net.to(device)
 
 
