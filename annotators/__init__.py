@@ -6,8 +6,8 @@
     >>> poses = detect_pose(picture)  # OpenPose JSON, which draw_pose draws
 
 ANNOTATORS is the one registry: nodes, command line and tests are made from its records. An
-annotator is one file with one function and one `ANNOTATOR` record, listed below; every name in it
-is a name of this package too.
+annotator is one file with one function and one `ANNOTATOR` record, listed in GROUPS; every name in
+it is a name of this package too.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ from .settings import meant
 
 __all__ = [
     "ANNOTATORS",
+    "GROUPS",
     "Annotator",
     "AnnotatorError",
     "Choice",
@@ -74,52 +75,65 @@ __all__ = [
     "get",
 ]
 
-_RECORDS: tuple[Annotator, ...] = (
-    _canny.ANNOTATOR,
-    _mask.ANNOTATOR,
-    _depth_anything.SECOND,
-    _depth_anything.ANNOTATOR,
-    _normal_bae.ANNOTATOR,
-    _pyracanny.ANNOTATOR,
-    _threshold.ANNOTATOR,
-    _threshold.BINARY,
-    _invert.ANNOTATOR,
-    _grey.ANNOTATOR,
-    _scribble.ANNOTATOR,
-    _scribble_xdog.ANNOTATOR,
-    _lineart_standard.ANNOTATOR,
-    _line_segments.ANNOTATOR,
-    _blur.ANNOTATOR,
-    _tile.ANNOTATOR,
-    _shuffle.ANNOTATOR,
-    _recolor.LUMINANCE,
-    _recolor.INTENSITY,
-    _color_grid.ANNOTATOR,
-    _inpaint.ANNOTATOR,
-    _normal_from_depth.ANNOTATOR,
-    _hed.ANNOTATOR,
-    _lineart.ANNOTATOR,
-    _lineart_anime.ANNOTATOR,
-    _manga_line.ANNOTATOR,
-    _mlsd.ANNOTATOR,
-    _pidinet.ANNOTATOR,
-    _teed.ANNOTATOR,
-    _salient.ANNOTATOR,
-    _midas.ANNOTATOR,
-    _midas.NORMAL,
-    _openpose.ANNOTATOR,
-    _dwpose.ANNOTATOR,
-    _blazepose.ANNOTATOR,
-    _face_mesh.ANNOTATOR,
-    _animal_pose.ANNOTATOR,
-    _segments.ANNOTATOR,
-    _oneformer.ANNOTATOR,
-    _uniformer.ANNOTATOR,
-    _zoe.ANNOTATOR,
-    _person.ANNOTATOR,
-)
+GROUPS: Mapping[str, tuple[Annotator, ...]] = {
+    "edges and lines": (
+        _canny.ANNOTATOR,
+        _pyracanny.ANNOTATOR,
+        _hed.ANNOTATOR,
+        _pidinet.ANNOTATOR,
+        _teed.ANNOTATOR,
+        _lineart.ANNOTATOR,
+        _lineart_anime.ANNOTATOR,
+        _manga_line.ANNOTATOR,
+        _lineart_standard.ANNOTATOR,
+        _scribble.ANNOTATOR,
+        _scribble_xdog.ANNOTATOR,
+        _mlsd.ANNOTATOR,
+        _line_segments.ANNOTATOR,
+        _threshold.ANNOTATOR,
+        _threshold.BINARY,
+        _invert.ANNOTATOR,
+    ),
+    "depth and normals": (
+        _depth_anything.SECOND,
+        _depth_anything.ANNOTATOR,
+        _midas.ANNOTATOR,
+        _zoe.ANNOTATOR,
+        _normal_bae.ANNOTATOR,
+        _midas.NORMAL,
+        _normal_from_depth.ANNOTATOR,
+    ),
+    "poses and faces": (
+        _dwpose.ANNOTATOR,
+        _openpose.ANNOTATOR,
+        _blazepose.ANNOTATOR,
+        _face_mesh.ANNOTATOR,
+        _animal_pose.ANNOTATOR,
+    ),
+    "segments and masks": (
+        _segments.ANNOTATOR,
+        _oneformer.ANNOTATOR,
+        _uniformer.ANNOTATOR,
+        _mask.ANNOTATOR,
+        _salient.ANNOTATOR,
+        _person.ANNOTATOR,
+        _inpaint.ANNOTATOR,
+    ),
+    "colours and tiles": (
+        _tile.ANNOTATOR,
+        _blur.ANNOTATOR,
+        _shuffle.ANNOTATOR,
+        _color_grid.ANNOTATOR,
+        _grey.ANNOTATOR,
+        _recolor.LUMINANCE,
+        _recolor.INTENSITY,
+    ),
+}
+"""All records, by what their hints show, as menus and tables have them."""
 
-ANNOTATORS: Mapping[str, Annotator] = {record.name: record for record in _RECORDS}
+ANNOTATORS: Mapping[str, Annotator] = {
+    record.name: record for group in GROUPS.values() for record in group
+}
 
 
 def get(name: str) -> Annotator:

@@ -13,7 +13,7 @@ from comfy_api.v0_0_2 import io
 from torch import Tensor
 
 from .. import annotators
-from ..annotators import ANNOTATORS, Annotator, annotate, weights
+from ..annotators import ANNOTATORS, GROUPS, Annotator, annotate, weights
 from ..annotators.settings import Choice, Flag, Param, Setting, Value, example, from_text
 from .contract import ANNOTATORS_HOST, CONTROL, lacking
 from .images import to_floats, to_image
@@ -113,15 +113,15 @@ def hint_output() -> io.Output:
     return io.Image.Output(display_name="hint", tooltip="The hints, for Apply ControlNet.")
 
 
-def make_node(annotator: Annotator) -> type[io.ComfyNode]:
-    """The node class of one record."""
+def make_node(annotator: Annotator, group: str) -> type[io.ComfyNode]:
+    """The node class of one record, in the menu of its group."""
     mask = io.Mask.Input("mask", tooltip="White where the annotator has to act, above 0.5.")
 
     def define_schema(cls: type[io.ComfyNode]) -> io.Schema:
         return io.Schema(
             node_id=f"CLDM_{node_name(annotator)}",
             display_name=f"{annotator.title} (CLDM)",
-            category=ANNOTATE,
+            category=f"{ANNOTATE}/{group}",
             description=described(annotator),
             inputs=[
                 image_input(),
@@ -237,5 +237,5 @@ def manual(annotator: Annotator, told: Mapping[str, Value]) -> str:
 
 ANNOTATOR_NODES: list[type[io.ComfyNode]] = [
     Annotate,
-    *(make_node(annotator) for annotator in ANNOTATORS.values()),
+    *(make_node(annotator, group) for group, records in GROUPS.items() for annotator in records),
 ]

@@ -56,17 +56,24 @@ def marks(name: str) -> tuple[str, str]:
 
 def overview(records: Records) -> str:
     """Node, name, what it makes, whose licence, and whether that allows commercial use."""
-    rows = (
-        (
-            f"{one.title} (CLDM)",
-            f"`{one.name}`",
-            one.description,
-            ", ".join(licences(one.weights)) or "none",
-            commercial(one),
-        )
-        for one in records.values()
-    )
+    from annotators import GROUPS
+
+    rows: list[tuple[str, ...]] = []
+    for group, members in GROUPS.items():
+        rows.append((f"**{group}**", "", "", "", ""))
+        rows.extend(summary(records[one.name]) for one in members)
     return joined(("node", "name", "what it makes", "weights", "commercial"), rows)
+
+
+def summary(record: Annotator) -> tuple[str, ...]:
+    """What the overview says of one annotator."""
+    return (
+        f"{record.title} (CLDM)",
+        f"`{record.name}`",
+        record.description,
+        ", ".join(licences(record.weights)) or "none",
+        commercial(record),
+    )
 
 
 def licences(weights: Iterable[Weights]) -> list[str]:
