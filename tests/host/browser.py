@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ class Browser:
 
     def __enter__(self) -> "Browser":
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        folder = str(self._profile.parent)
+        # A socket lies in there, whose path may have a hundred letters: fewer than a test's folder.
+        self._short = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        cache = str(self._profile.parent)
         self._process = subprocess.Popen(
             self._command,
-            env={**os.environ, "TMPDIR": folder, "XDG_CACHE_HOME": folder},
+            env={**os.environ, "TMPDIR": self._short.name, "XDG_CACHE_HOME": cache},
             stdin=subprocess.DEVNULL,
             **quiet,
         )
@@ -72,6 +75,7 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._short.cleanup()
 
     def _address(self, timeout: float = 120) -> str:
         """The browser's websocket; it writes the port and the path of it into its profile."""
