@@ -23,6 +23,7 @@ def _load_pack() -> None:
 _load_pack()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several processes (pytest-xdist) one has the tests of a file, or of a host's version."""
     if not config.pluginmanager.hasplugin("xdist"):

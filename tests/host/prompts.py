@@ -48,6 +48,11 @@ def without_control(prompt: Prompt) -> Prompt:
     return changed
 
 
+def sampled(result: Result, prompt: Prompt) -> list[tuple[str, int, int]]:
+    """What the sampler told of its progress; an annotator tells of its own, unless it is cached."""
+    return [told for told in result.progress if told[0] == node_id(prompt, "KSampler")]
+
+
 def interrupted(client: HostClient, prompt: Prompt) -> Result:
     """A run that is stopped once it has done three steps."""
     stops = [HostClient(client.url)]

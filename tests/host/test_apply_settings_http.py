@@ -23,6 +23,7 @@ from .prompts import (
     find,
     first_picture,
     node_id,
+    sampled,
     through_the_model_door,
     without_control,
 )
@@ -109,8 +110,7 @@ def test_texts_that_cannot_be_read_are_refused(
     result = client.queue(prompt)
     assert result.status == "error"
     assert sentence in result.message()
-    sampled = [told for told in result.progress if told[0] == node_id(prompt, "KSampler")]
-    assert sampled == []
+    assert sampled(result, prompt) == []
 
 
 def test_a_window_of_steps_is_told(run) -> None:
@@ -190,10 +190,11 @@ def lora(host: HostServer) -> Prompt:
 def test_what_a_kind_cannot_do_is_refused(
     host: HostServer, client: HostClient, made, sentence: str
 ) -> None:
-    result = client.queue(made(host))
+    prompt = made(host)
+    result = client.queue(prompt)
     assert result.status == "error"
     assert sentence in result.message()
-    assert result.progress == [], "before sampling"
+    assert sampled(result, prompt) == []
 
 
 def test_nets_of_the_host_s_loader_take_our_settings(run, host: HostServer) -> None:

@@ -20,6 +20,7 @@ from .prompts import (
     first_picture,
     interrupted,
     node_id,
+    sampled,
     through_the_model_door,
     without_control,
 )
@@ -239,7 +240,7 @@ def test_bad_files_are_refused_with_a_sentence(
     result = client.queue(prompt)
     assert result.status == "error"
     assert sentence in result.message()
-    assert result.progress == [], "it was refused before sampling"
+    assert sampled(result, prompt) == []
 
 
 def test_a_model_of_another_family_is_refused_by_the_model_door(
